@@ -1,0 +1,3 @@
+//! The edges: gRPC.
+
+pub mod pb;

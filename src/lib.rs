@@ -1,0 +1,4 @@
+//! rootkeyd.
+
+pub mod api;
+pub mod secret;
