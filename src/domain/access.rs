@@ -1,0 +1,142 @@
+//! Who may do what: roles, their permissions, and the bindings that give a role
+//! to a principal on an instance. Default deny.
+//!
+//! Roles and what each may: `facts/key-protect.md` section 9. Roles add up:
+//! Reader is in Writer is in Manager; KeyPurge stands alone.
+
+use std::collections::HashMap;
+
+use super::{InstanceId, PrincipalId};
+
+/// What a principal may be allowed.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Permission {
+    /// Wrap, unwrap, rewrap and generate DEKs.
+    UseKeys,
+    /// Read and list keys and their versions.
+    ReadKeys,
+    /// Create and rotate keys, set them for deletion.
+    WriteKeys,
+    /// Disable, enable, delete, restore and update keys.
+    ManageKeys,
+    /// Purge keys.
+    PurgeKeys,
+    /// Read the audit log.
+    ReadAudit,
+    /// See what the daemon and its HSM are.
+    ReadServer,
+}
+
+/// A set of permissions, by the name that people give it.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Role {
+    /// Uses keys; what a storage service has.
+    Reader,
+    /// Makes keys too.
+    Writer,
+    /// Decides over keys too.
+    Manager,
+    /// Purges keys, and nothing else.
+    KeyPurge,
+}
+
+impl Role {
+    /// Whether the role holds `permission`.
+    #[rustfmt::skip]
+    pub const fn allows(self, permission: Permission) -> bool {
+        let row = match permission { //  Reader  Writer  Manager  KeyPurge
+            Permission::UseKeys    => [  true,   true,   true,    false],
+            Permission::ReadKeys   => [  true,   true,   true,    false],
+            Permission::WriteKeys  => [  false,  true,   true,    false],
+            Permission::ManageKeys => [  false,  false,  true,    false],
+            Permission::PurgeKeys  => [  false,  false,  false,   true ],
+            Permission::ReadAudit  => [  false,  false,  true,    false],
+            Permission::ReadServer => [  false,  false,  true,    false],
+        };
+        match self {
+            Self::Reader => row[0],
+            Self::Writer => row[1],
+            Self::Manager => row[2],
+            Self::KeyPurge => row[3],
+        }
+    }
+}
+
+/// Gives a role to a principal on an instance.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Binding {
+    /// Who.
+    pub principal: PrincipalId,
+    /// What.
+    pub role: Role,
+    /// Where.
+    pub instance: InstanceId,
+}
+
+/// Every binding that holds, indexed by principal.
+#[derive(Debug, Default)]
+pub struct Bindings(HashMap<PrincipalId, Vec<(InstanceId, Role)>>);
+
+impl Bindings {
+    /// Of those bindings and no others.
+    pub fn new(bindings: impl IntoIterator<Item = Binding>) -> Self {
+        let mut index: HashMap<_, Vec<_>> = HashMap::new();
+        for Binding { principal, role, instance } in bindings {
+            index.entry(principal).or_default().push((instance, role));
+        }
+        Self(index)
+    }
+
+    /// Whether `principal` has `permission` on `instance`.
+    pub fn allow(&self, principal: &PrincipalId, permission: Permission, instance: &InstanceId) -> bool {
+        self.of(principal).iter().any(|(on, role)| on == instance && role.allows(permission))
+    }
+
+    /// Whether `principal` has `permission` on some instance, as calls ask that
+    /// are about the daemon and no instance.
+    pub fn allow_anywhere(&self, principal: &PrincipalId, permission: Permission) -> bool {
+        self.of(principal).iter().any(|(_, role)| role.allows(permission))
+    }
+
+    fn of(&self, principal: &PrincipalId) -> &[(InstanceId, Role)] {
+        self.0.get(principal).map_or(&[], Vec::as_slice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERMISSIONS: [Permission; 7] = [
+        Permission::UseKeys, Permission::ReadKeys, Permission::WriteKeys, Permission::ManageKeys,
+        Permission::PurgeKeys, Permission::ReadAudit, Permission::ReadServer,
+    ];
+
+    #[test]
+    fn every_role_has_just_its_permissions() {
+        let has = |role: Role| PERMISSIONS.map(|p| if role.allows(p) { '+' } else { '-' });
+        assert_eq!(has(Role::Reader).iter().collect::<String>(), "++-----");
+        assert_eq!(has(Role::Writer).iter().collect::<String>(), "+++----");
+        assert_eq!(has(Role::Manager).iter().collect::<String>(), "++++-++");
+        assert_eq!(has(Role::KeyPurge).iter().collect::<String>(), "----+--");
+    }
+
+    #[test]
+    fn what_no_binding_gives_is_denied() {
+        let here: InstanceId = "here".parse().unwrap();
+        let there: InstanceId = "there".parse().unwrap();
+        let reader: PrincipalId = "spiffe://td/reader".parse().unwrap();
+        let other: PrincipalId = "spiffe://td/other".parse().unwrap();
+        let bindings = Bindings::new([Binding {
+            principal: reader.clone(),
+            role: Role::Reader,
+            instance: here.clone(),
+        }]);
+        assert!(bindings.allow(&reader, Permission::UseKeys, &here));
+        assert!(!bindings.allow(&reader, Permission::UseKeys, &there));
+        assert!(!bindings.allow(&reader, Permission::ManageKeys, &here));
+        assert!(!bindings.allow(&other, Permission::UseKeys, &here));
+        assert!(!bindings.allow_anywhere(&reader, Permission::ReadServer));
+        assert!(!Bindings::default().allow(&reader, Permission::UseKeys, &here));
+    }
+}

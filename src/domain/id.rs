@@ -1,0 +1,295 @@
+//! Names: of instances, keys, versions, principals and HSM objects, and the
+//! grammar of resource names. A name is parsed once, at the edge; past it
+//! there are no strings that stand for one.
+//!
+//! Limits: `facts/key-protect.md` section 2.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+use uuid::Uuid;
+
+/// A field does not have the form it must have.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+#[error("{field}: {problem}")]
+pub struct Malformed {
+    /// Name of the field in the request.
+    pub field: &'static str,
+    /// What is wrong with it, for people.
+    pub problem: &'static str,
+}
+
+impl Malformed {
+    /// Says that `field` has `problem`.
+    pub const fn new(field: &'static str, problem: &'static str) -> Self {
+        Self { field, problem }
+    }
+
+    /// The same problem, of a field that is called otherwise.
+    pub const fn of(self, field: &'static str) -> Self {
+        Self { field, ..self }
+    }
+}
+
+/// A tenant: 1 to 63 of `a-z`, `0-9` and `-`, beginning with a letter.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct InstanceId(Box<str>);
+
+impl InstanceId {
+    /// As it stands in a resource name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Parses `instances/{instance}`.
+    ///
+    /// # Errors
+    /// [`Malformed`], of the field `parent`, if it has another form.
+    pub fn from_parent(parent: &str) -> Result<Self, Malformed> {
+        let problem = Malformed::new("parent", "must be instances/{instance}");
+        parent.strip_prefix("instances/").ok_or(problem)?.parse().map_err(|_: Malformed| problem)
+    }
+}
+
+impl FromStr for InstanceId {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let letters = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        let begins = text.as_bytes().first().is_some_and(u8::is_ascii_lowercase);
+        if begins && text.len() <= 63 && text.bytes().all(letters) {
+            return Ok(Self(text.into()));
+        }
+        Err(Malformed::new("instance", "must be 1 to 63 of a-z, 0-9 and -, a letter first"))
+    }
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+macro_rules! uuid_id {
+    ($name:ident, $what:literal) => {
+        #[doc = $what]
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// From its 16 bytes.
+            pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+                Self(Uuid::from_bytes(bytes))
+            }
+
+            /// Its 16 bytes.
+            pub const fn as_bytes(&self) -> &[u8; 16] {
+                self.0.as_bytes()
+            }
+        }
+
+        impl From<Uuid> for $name {
+            fn from(uuid: Uuid) -> Self {
+                Self(uuid)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}", self.0.hyphenated())
+            }
+        }
+    };
+}
+
+uuid_id!(KeyId, "A root key.");
+uuid_id!(VersionId, "A key version; a key's first one has the key's UUID.");
+uuid_id!(ObjectId, "The CKA_ID of an object in the HSM: random, and never used twice.");
+
+impl From<KeyId> for VersionId {
+    fn from(key: KeyId) -> Self {
+        Self(key.0)
+    }
+}
+
+/// Another name of a key in its instance.
+///
+/// 2 to 90 letters, digits, `-` and `_`; not a UUID, nor a word of the REST paths.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Alias(Box<str>);
+
+impl Alias {
+    /// How many one key can have.
+    pub const MOST: usize = 5;
+
+    /// As it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Alias {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let letters = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
+        if !(2..=90).contains(&text.len()) || !text.bytes().all(letters) {
+            return Err(Malformed::new("aliases", "must be 2 to 90 letters, digits, - and _"));
+        }
+        if Uuid::try_parse(text).is_ok() {
+            return Err(Malformed::new("aliases", "must not be a UUID"));
+        }
+        if RESERVED_ALIASES.contains(&text) {
+            return Err(Malformed::new("aliases", "is a reserved word"));
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for Alias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How a request names a key inside its instance.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum KeyRef {
+    /// By its UUID.
+    Id(KeyId),
+    /// By one of its aliases.
+    Alias(Alias),
+}
+
+/// `instances/{instance}/keys/{uuid or alias}`.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct KeyName {
+    /// The tenant.
+    pub instance: InstanceId,
+    /// The key in it.
+    pub key: KeyRef,
+}
+
+impl FromStr for KeyName {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let problem = Malformed::new("name", "must be instances/{instance}/keys/{uuid or alias}");
+        let (instance, key) = text
+            .strip_prefix("instances/")
+            .and_then(|rest| rest.split_once("/keys/"))
+            .ok_or(problem)?;
+        let instance = instance.parse().map_err(|_: Malformed| problem)?;
+        // Only the form that we print: no braces, no urn:, no capitals.
+        let key = match Uuid::try_parse(key) {
+            Ok(uuid) if key == uuid.hyphenated().to_string() => KeyRef::Id(KeyId(uuid)),
+            Ok(_) => return Err(problem),
+            Err(_) => KeyRef::Alias(key.parse().map_err(|_: Malformed| problem)?),
+        };
+        Ok(Self { instance, key })
+    }
+}
+
+impl fmt::Display for KeyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.key {
+            KeyRef::Id(id) => write!(f, "instances/{}/keys/{id}", self.instance),
+            KeyRef::Alias(alias) => write!(f, "instances/{}/keys/{alias}", self.instance),
+        }
+    }
+}
+
+/// Who asks: a SPIFFE ID, `spiffe://{trust domain}/{path}`.
+///
+/// Grammar: SPIFFE-ID standard, section 2; at most 2048 bytes.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PrincipalId(Box<str>);
+
+impl PrincipalId {
+    /// The whole SPIFFE ID.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PrincipalId {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let problem = Malformed::new("principal", "must be spiffe://{trust domain}/{path}");
+        let (domain, path) = text
+            .strip_prefix("spiffe://")
+            .and_then(|rest| rest.split_once('/'))
+            .filter(|_| text.len() <= 2048)
+            .ok_or(problem)?;
+        let in_domain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-._".contains(&c);
+        let in_path = |c: u8| c.is_ascii_alphanumeric() || b"-._".contains(&c);
+        let segment = |s: &str| !s.is_empty() && s != "." && s != ".." && s.bytes().all(in_path);
+        if domain.is_empty() || !domain.bytes().all(in_domain) || !path.split('/').all(segment) {
+            return Err(problem);
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for PrincipalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Words of the REST paths, which `keys/{alias}` would collide with.
+const RESERVED_ALIASES: [&str; 18] = [
+    "allowed_ip", "key", "keys", "metadata", "policy", "policies", "registration",
+    "registrations", "ring", "rings", "rotate", "wrap", "unwrap", "rewrap", "version", "versions",
+    "restore", "purge",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_name_comes_back_as_it_was() {
+        for name in [
+            "instances/default/keys/5f2b3d9e-7a51-4f0c-9d3e-0a1b2c3d4e5f",
+            "instances/a-1/keys/volumes_eu",
+        ] {
+            assert_eq!(name.parse::<KeyName>().unwrap().to_string(), name);
+        }
+    }
+
+    #[test]
+    fn other_forms_of_a_key_name_are_refused() {
+        for name in [
+            "", "keys/x", "instances//keys/abc", "instances/A/keys/abc", "instances/a/keys/",
+            "instances/a/keys/x", "instances/a/keys/a b", "instances/a/keys/wrap",
+            "instances/a/keys/ab/versions/cd",
+            "instances/a/keys/5F2B3D9E-7A51-4F0C-9D3E-0A1B2C3D4E5F",
+            "instances/a/keys/5f2b3d9e7a514f0c9d3e0a1b2c3d4e5f",
+        ] {
+            assert!(name.parse::<KeyName>().is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_principal_is_a_strict_spiffe_id() {
+        assert!("spiffe://rootkeyd.dev/service/block-storage".parse::<PrincipalId>().is_ok());
+        for text in [
+            "", "spiffe://", "spiffe://td", "spiffe://td/", "spiffe:///a", "spiffe://TD/a",
+            "spiffe://td/a//b", "spiffe://td/../a", "spiffe://td/a?b", "https://td/a",
+            "spiffe://td:80/a", "spiffe://u@td/a", "spiffe://td/a/",
+        ] {
+            assert!(text.parse::<PrincipalId>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_alias_is_not_a_uuid_nor_a_reserved_word() {
+        assert!("Volumes_1".parse::<Alias>().is_ok());
+        for text in ["a", "keys", "a b", "5f2b3d9e-7a51-4f0c-9d3e-0a1b2c3d4e5f"] {
+            assert!(text.parse::<Alias>().is_err(), "{text:?}");
+        }
+    }
+}

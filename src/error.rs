@@ -1,0 +1,365 @@
+//! `Error`: why a call was refused or failed, and the one table that says what
+//! each reason is on the wire. `docs/errors.md` is printed from the table.
+//!
+//! `source` is for the log; a client sees the reason, the message and the metadata.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+use crate::audit::AuditError;
+use crate::domain::deletion::NotNow;
+use crate::domain::{Malformed, Refusal, Refused};
+use crate::envelope::Unverified;
+use crate::hsm::HsmError;
+use crate::store::StoreError;
+
+/// Why a call was refused or failed.
+#[derive(Debug)]
+pub struct Error {
+    /// What a client branches on.
+    pub reason: Reason,
+    /// For people; what it names is in the other fields too.
+    pub message: String,
+    /// Name of the field that is wrong, with [`Reason::FieldInvalid`].
+    pub field: Option<&'static str>,
+    /// Name of the resource concerned.
+    pub subject: Option<String>,
+    /// When to try again, where that helps.
+    pub retry_after: Option<Duration>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $code:ident, $retry:ident, $status_reason:expr, $key_protect:literal, $remedy:literal;)*) => {
+        /// Why; the `reason` in ErrorInfo.
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+        pub enum Reason {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Reason {
+            /// Every reason, in the order of the table.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// What the reason is on the wire.
+            pub const fn wire(self) -> Wire {
+                match self {
+                    $(Self::$variant => Wire {
+                        name: $name,
+                        code: Code::$code,
+                        retry: Retry::$retry,
+                        status_reason: $status_reason,
+                        key_protect_code: $key_protect,
+                        remedy: $remedy,
+                    },)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The caller is nobody we know.
+    Unauthenticated = "UNAUTHENTICATED", Unauthenticated, No, None, "UNAUTHORIZED_ERR",
+        "Present a client certificate of the daemon's CA with one SPIFFE ID.";
+    /// The caller may not, or the thing might not exist.
+    PermissionDenied = "PERMISSION_DENIED", PermissionDenied, No, None, "UNAUTHORIZED_ERR",
+        "Ask a Manager of the instance for a binding.";
+    /// A field has not the form it must have.
+    FieldInvalid = "FIELD_INVALID", InvalidArgument, No, None, "INVALID_FIELD_ERR",
+        "Correct the field that the message and the BadRequest detail name.";
+    /// A wrapped DEK that does not verify: form, tag, AAD or other key alike.
+    CiphertextUnverified = "CIPHERTEXT_UNVERIFIED", InvalidArgument, No, None, "UNPROCESSABLE_CIPHERTEXT_ERR",
+        "Check that wrapped DEK, key and AAD belong together; which one does not is not told.";
+    /// There is no such key.
+    KeyNotFound = "KEY_NOT_FOUND", NotFound, No, None, "KEY_NOT_FOUND_ERR",
+        "Check the key's name; an alias is of one instance.";
+    /// An alias is another key's.
+    AliasTaken = "ALIAS_TAKEN", AlreadyExists, No, None, "",
+        "Choose another alias, or take it off the other key first.";
+    /// The key is disabled.
+    KeySuspended = "KEY_SUSPENDED", FailedPrecondition, No, Some("encryption_key_disabled"), "KEY_ACTION_INVALID_STATE_ERR",
+        "Enable the key.";
+    /// The key is past its expiration date.
+    KeyDeactivated = "KEY_DEACTIVATED", FailedPrecondition, No, None, "KEY_ACTION_INVALID_STATE_ERR",
+        "Rewrap under another key; an expired key unwraps but does not wrap.";
+    /// The key is deleted.
+    KeyDestroyed = "KEY_DESTROYED", FailedPrecondition, No, Some("encryption_key_deleted"), "KEY_DELETED_ERR",
+        "Restore the key, if it can be restored.";
+    /// Only a suspended key can be enabled.
+    KeyNotSuspended = "KEY_NOT_SUSPENDED", FailedPrecondition, No, None, "KEY_ACTION_INVALID_STATE_ERR",
+        "Nothing is to be done: the key is not disabled.";
+    /// Only a deleted key can be restored or purged.
+    KeyNotDestroyed = "KEY_NOT_DESTROYED", FailedPrecondition, No, None, "KEY_ACTION_INVALID_STATE_ERR",
+        "Nothing is to be done: the key is not deleted.";
+    /// The key expired, so it cannot come back.
+    KeyExpired = "KEY_EXPIRED", FailedPrecondition, No, None, "KEY_EXPIRED_ERR",
+        "Create another key; an expiration date cannot be moved.";
+    /// Only imported keys can be restored.
+    KeyNotImported = "KEY_NOT_IMPORTED", FailedPrecondition, No, None, "KEY_IMPT_REQ_ERR",
+        "None under profile vpc; profile key-protect restores generated keys too.";
+    /// The key must rest first.
+    TooEarly = "TOO_EARLY", FailedPrecondition, Later, None, "REQ_TOO_EARLY_ERR",
+        "Try again after the delay in RetryInfo.";
+    /// The time to restore the key is over.
+    RestoreWindowClosed = "RESTORE_WINDOW_CLOSED", FailedPrecondition, No, None, "KEY_RESTORE_EXPIRED",
+        "None: a key can be restored for 30 days.";
+    /// The etag is of another generation.
+    EtagMismatch = "ETAG_MISMATCH", Aborted, No, None, "",
+        "Read the key again and decide anew.";
+    /// The request id was used for another request.
+    RequestIdReused = "REQUEST_ID_REUSED", InvalidArgument, No, None, "",
+        "Use a new UUID for a new request.";
+    /// The call or a value in it comes with a later version.
+    Unimplemented = "UNIMPLEMENTED", Unimplemented, No, None, "",
+        "Wait for the version that has it; the message names what is missing.";
+    /// A queue is full; nothing was done.
+    Overloaded = "OVERLOADED", Unavailable, Yes, None, "",
+        "Try again after the delay in RetryInfo, with back-off.";
+    /// The HSM cannot be used now.
+    HsmUnavailable = "HSM_UNAVAILABLE", Unavailable, Yes, None, "",
+        "Try again; `rootkeyctl doctor` says what is wrong with the HSM.";
+    /// The store cannot be written now.
+    StoreUnavailable = "STORE_UNAVAILABLE", Unavailable, Yes, None, "",
+        "Free space in the state directory; nothing was changed.";
+    /// The audit log cannot be written now; nothing leaves without its record.
+    AuditUnavailable = "AUDIT_UNAVAILABLE", Unavailable, Yes, None, "",
+        "Free space in the state directory; nothing is answered without a record.";
+    /// The time that the caller gave, or the daemon's own limit, is over.
+    DeadlineExceeded = "DEADLINE_EXCEEDED", DeadlineExceeded, Yes, None, "",
+        "Try again; after a write, read first whether it was done.";
+    /// The HSM does not show the object of this key.
+    HsmKeyMissing = "HSM_KEY_MISSING", DataLoss, No, None, "INCOMPLETE_METADATA_ERR",
+        "Call the operator: restore the token from its backup. Nothing was deleted.";
+    /// A fault of ours.
+    Internal = "INTERNAL", Internal, No, None, "",
+        "Report it with the request id.";
+}
+
+/// What a reason is on the wire.
+#[derive(Clone, Copy, Debug)]
+pub struct Wire {
+    /// `reason` in ErrorInfo.
+    pub name: &'static str,
+    /// The gRPC status.
+    pub code: Code,
+    /// Whether to try again.
+    pub retry: Retry,
+    /// `status_reason` in the metadata: the seed's reason code.
+    pub status_reason: Option<&'static str>,
+    /// `key_protect_code` in the metadata; empty if Key Protect has none.
+    pub key_protect_code: &'static str,
+    /// What to do about it.
+    pub remedy: &'static str,
+}
+
+/// gRPC status codes that we use, with their numbers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(missing_docs, reason = "the names are gRPC's own")]
+pub enum Code {
+    InvalidArgument = 3,
+    DeadlineExceeded = 4,
+    NotFound = 5,
+    AlreadyExists = 6,
+    PermissionDenied = 7,
+    FailedPrecondition = 9,
+    Aborted = 10,
+    Unimplemented = 12,
+    Internal = 13,
+    Unavailable = 14,
+    DataLoss = 15,
+    Unauthenticated = 16,
+}
+
+/// Whether the same call can succeed later.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Retry {
+    /// Not before something else changes.
+    No,
+    /// After the time that the error names.
+    Later,
+    /// Soon.
+    Yes,
+}
+
+impl Error {
+    /// Of that reason, with a message for people.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        let retry_after = (reason.wire().retry == Retry::Yes).then_some(RETRY_SOON);
+        Self { reason, message: message.into(), field: None, subject: None, retry_after, source: None }
+    }
+
+    /// Names the resource concerned.
+    #[must_use]
+    pub fn about(mut self, subject: impl Into<String>) -> Self {
+        self.subject = Some(subject.into());
+        self
+    }
+
+    /// Keeps the cause, for the log.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.source = Some(Box::new(source));
+        self
+    }
+
+    /// The refusal of a caller who may not; it does not tell whether the thing exists.
+    pub fn denied() -> Self {
+        Self::new(Reason::PermissionDenied, "permission denied (or it might not exist)")
+    }
+
+    /// The one refusal of a wrapped DEK that does not verify.
+    pub fn unverified() -> Self {
+        Self::new(Reason::CiphertextUnverified, "the wrapped DEK could not be verified")
+    }
+
+    /// Of a call or value that a later version brings.
+    pub fn unimplemented(what: &str) -> Self {
+        Self::new(Reason::Unimplemented, format!("{what} is not implemented yet"))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason.wire().name, self.message)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_ref().map(|source| &**source as &(dyn StdError + 'static))
+    }
+}
+
+impl From<Malformed> for Error {
+    fn from(malformed: Malformed) -> Self {
+        let error = Self::new(Reason::FieldInvalid, malformed.to_string());
+        Self { field: Some(malformed.field), ..error }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        let reason = match refused.refusal {
+            Refusal::Suspended => Reason::KeySuspended,
+            Refusal::Deactivated => Reason::KeyDeactivated,
+            Refusal::Destroyed => Reason::KeyDestroyed,
+            Refusal::NotSuspended => Reason::KeyNotSuspended,
+            Refusal::NotDestroyed => Reason::KeyNotDestroyed,
+        };
+        Self::new(reason, refused.to_string())
+    }
+}
+
+impl From<NotNow> for Error {
+    fn from(not_now: NotNow) -> Self {
+        let (reason, wait) = match not_now {
+            NotNow::TooEarly { wait } => (Reason::TooEarly, Some(wait)),
+            NotNow::WindowClosed => (Reason::RestoreWindowClosed, None),
+            NotNow::Expired => (Reason::KeyExpired, None),
+            NotNow::NotImported => (Reason::KeyNotImported, None),
+        };
+        Self { retry_after: wait, ..Self::new(reason, not_now.to_string()) }
+    }
+}
+
+impl From<Unverified> for Error {
+    fn from(_: Unverified) -> Self {
+        Self::unverified()
+    }
+}
+
+impl From<HsmError> for Error {
+    fn from(error: HsmError) -> Self {
+        let (reason, message) = match error {
+            HsmError::Unverified => return Self::unverified(),
+            HsmError::Overloaded => (Reason::Overloaded, "the HSM's queue is full"),
+            HsmError::Deadline => (Reason::DeadlineExceeded, "the HSM did not answer in time"),
+            HsmError::Unavailable => (Reason::HsmUnavailable, "the HSM cannot be used now"),
+            HsmError::Missing => {
+                (Reason::HsmKeyMissing, "the HSM does not show the object of this key version")
+            }
+            HsmError::Refused(_) => (Reason::Internal, "the HSM refused the operation"),
+        };
+        Self::new(reason, message).caused_by(error)
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let (reason, message) = match &error {
+            StoreError::Conflict => (Reason::EtagMismatch, "the key changed meanwhile"),
+            StoreError::Unavailable { .. } => {
+                (Reason::StoreUnavailable, "the store cannot be written now")
+            }
+            StoreError::Overloaded => (Reason::Overloaded, "the store's queue is full"),
+            StoreError::Corrupt { .. } => (Reason::Internal, "the store holds what it must not"),
+        };
+        Self::new(reason, message).caused_by(error)
+    }
+}
+
+impl From<AuditError> for Error {
+    fn from(error: AuditError) -> Self {
+        let (reason, message) = match &error {
+            AuditError::Overloaded => (Reason::Overloaded, "the audit log's queue is full"),
+            AuditError::Unavailable { .. } => {
+                (Reason::AuditUnavailable, "the audit log cannot be written now")
+            }
+            AuditError::Corrupt { .. } => (Reason::Internal, "the audit log holds what it must not"),
+        };
+        Self::new(reason, message).caused_by(error)
+    }
+}
+
+/// The reasons as Markdown, for `docs/errors.md`.
+pub fn table_as_markdown() -> String {
+    let mut text = String::from(
+        "| reason | gRPC | retry | `status_reason` | `key_protect_code` | what to do |\n|---|---|---|---|---|---|\n",
+    );
+    for reason in Reason::ALL {
+        let Wire { name, code, retry, status_reason, key_protect_code, remedy } = reason.wire();
+        let status_reason = status_reason.unwrap_or("");
+        let retry = match retry {
+            Retry::No => "no",
+            Retry::Later => "after RetryInfo",
+            Retry::Yes => "yes",
+        };
+        text.push_str(&format!(
+            "| {name} | {code:?} | {retry} | {status_reason} | {key_protect_code} | {remedy} |\n"
+        ));
+    }
+    text
+}
+
+/// What RetryInfo says where we cannot know.
+const RETRY_SOON: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_upper_snake_and_at_most_63_characters() {
+        for reason in Reason::ALL {
+            let name = reason.wire().name;
+            assert!(name.len() <= 63 && name.bytes().all(|c| c.is_ascii_uppercase() || c == b'_'));
+        }
+    }
+
+    #[test]
+    fn a_retryable_error_says_when() {
+        for reason in Reason::ALL {
+            let error = Error::new(*reason, "");
+            assert_eq!(error.retry_after.is_some(), reason.wire().retry == Retry::Yes, "{error}");
+        }
+    }
+
+    #[test]
+    fn the_source_is_not_in_what_a_client_sees() {
+        let error = Error::new(Reason::Internal, "no").caused_by(std::io::Error::other("/secret/path"));
+        assert!(!error.to_string().contains("secret"));
+        assert!(error.source().is_some());
+    }
+}
