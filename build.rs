@@ -6,8 +6,7 @@ use prost::Message;
 
 /// Messages that hold a DEK: they get no derived `Debug`; the one they have is
 /// written by hand in `src/api/pb.rs` and prints lengths only.
-const SECRET_MESSAGES: [&str; 3] =
-    ["WrapDekRequest", "UnwrapDekResponse", "GenerateDekResponse"];
+const SECRET_MESSAGES: [&str; 3] = ["WrapDekRequest", "UnwrapDekResponse", "GenerateDekResponse"];
 
 /// Fields that are `Bytes` and not `Vec<u8>`: what the daemon answers is handed
 /// to HTTP/2 without a copy, and a DEK in it is wiped when the last handle goes.

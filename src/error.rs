@@ -187,7 +187,14 @@ impl Error {
     /// Of that reason, with a message for people.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         let retry_after = (reason.wire().retry == Retry::Yes).then_some(RETRY_SOON);
-        Self { reason, message: message.into(), field: None, subject: None, retry_after, source: None }
+        Self {
+            reason,
+            message: message.into(),
+            field: None,
+            subject: None,
+            retry_after,
+            source: None,
+        }
     }
 
     /// Names the resource concerned.
@@ -307,7 +314,9 @@ impl From<AuditError> for Error {
             AuditError::Unavailable { .. } => {
                 (Reason::AuditUnavailable, "the audit log cannot be written now")
             }
-            AuditError::Corrupt { .. } => (Reason::Internal, "the audit log holds what it must not"),
+            AuditError::Corrupt { .. } => {
+                (Reason::Internal, "the audit log holds what it must not")
+            }
         };
         Self::new(reason, message).caused_by(error)
     }
@@ -358,7 +367,8 @@ mod tests {
 
     #[test]
     fn the_source_is_not_in_what_a_client_sees() {
-        let error = Error::new(Reason::Internal, "no").caused_by(std::io::Error::other("/secret/path"));
+        let error =
+            Error::new(Reason::Internal, "no").caused_by(std::io::Error::other("/secret/path"));
         assert!(!error.to_string().contains("secret"));
         assert!(error.source().is_some());
     }

@@ -1,4 +1,16 @@
-//! rootkeyd.
+//! rootkeyd wraps and unwraps data-encryption keys (DEKs) with root keys that
+//! never leave a PKCS#11 HSM.
+//!
+//! The path of a request, top to bottom: `api` decodes it, `service` decides
+//! (by the rules of `domain`) and acts through `hsm`, `store` and `audit`.
+//! `app` is the one place that knows every module. ARCHITECTURE.md has the map,
+//! and `tests/architecture.rs` holds the code to it.
 
 pub mod api;
+pub mod audit;
+pub mod domain;
+pub mod envelope;
+pub mod error;
+pub mod hsm;
 pub mod secret;
+pub mod store;

@@ -88,7 +88,12 @@ impl Bindings {
     }
 
     /// Whether `principal` has `permission` on `instance`.
-    pub fn allow(&self, principal: &PrincipalId, permission: Permission, instance: &InstanceId) -> bool {
+    pub fn allow(
+        &self,
+        principal: &PrincipalId,
+        permission: Permission,
+        instance: &InstanceId,
+    ) -> bool {
         self.of(principal).iter().any(|(on, role)| on == instance && role.allows(permission))
     }
 
@@ -108,8 +113,13 @@ mod tests {
     use super::*;
 
     const PERMISSIONS: [Permission; 7] = [
-        Permission::UseKeys, Permission::ReadKeys, Permission::WriteKeys, Permission::ManageKeys,
-        Permission::PurgeKeys, Permission::ReadAudit, Permission::ReadServer,
+        Permission::UseKeys,
+        Permission::ReadKeys,
+        Permission::WriteKeys,
+        Permission::ManageKeys,
+        Permission::PurgeKeys,
+        Permission::ReadAudit,
+        Permission::ReadServer,
     ];
 
     #[test]

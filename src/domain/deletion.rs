@@ -103,7 +103,8 @@ mod tests {
     fn restore_is_open_from_thirty_seconds_to_thirty_days() {
         let mut key = key_at(T0);
         key.history.destroyed = Some(T0);
-        let at = |seconds| may_restore(&key, T0 + Duration::from_secs(seconds), Profile::KeyProtect);
+        let at =
+            |seconds| may_restore(&key, T0 + Duration::from_secs(seconds), Profile::KeyProtect);
         assert!(matches!(at(29), Err(NotNow::TooEarly { .. })));
         assert_eq!(at(30), Ok(()));
         assert_eq!(at(30 * DAY), Ok(()));

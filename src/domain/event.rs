@@ -3,6 +3,8 @@
 //!
 //! Action names: `facts/key-protect.md` section 10.
 
+use std::borrow::Cow;
+
 use super::Timestamp;
 
 /// One call, or one thing the daemon did by itself.
@@ -13,7 +15,7 @@ pub struct Event {
     /// When.
     pub time: Timestamp,
     /// In Key Protect's words, such as `kms.secrets.unwrap`.
-    pub action: String,
+    pub action: Cow<'static, str>,
     /// SPIFFE ID of who asked; `daemon` for what it does by itself.
     pub principal: String,
     /// Address of the caller's socket; empty for the daemon's own.
@@ -40,7 +42,7 @@ pub enum Outcome {
     /// It did what was asked.
     Success,
     /// It was refused, for this reason (as in ErrorInfo).
-    Refused(String),
+    Refused(Cow<'static, str>),
 }
 
 /// The principal of what the daemon does by itself.

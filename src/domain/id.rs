@@ -241,9 +241,24 @@ impl fmt::Display for PrincipalId {
 
 /// Words of the REST paths, which `keys/{alias}` would collide with.
 const RESERVED_ALIASES: [&str; 18] = [
-    "allowed_ip", "key", "keys", "metadata", "policy", "policies", "registration",
-    "registrations", "ring", "rings", "rotate", "wrap", "unwrap", "rewrap", "version", "versions",
-    "restore", "purge",
+    "allowed_ip",
+    "key",
+    "keys",
+    "metadata",
+    "policy",
+    "policies",
+    "registration",
+    "registrations",
+    "ring",
+    "rings",
+    "rotate",
+    "wrap",
+    "unwrap",
+    "rewrap",
+    "version",
+    "versions",
+    "restore",
+    "purge",
 ];
 
 #[cfg(test)]
@@ -263,8 +278,14 @@ mod tests {
     #[test]
     fn other_forms_of_a_key_name_are_refused() {
         for name in [
-            "", "keys/x", "instances//keys/abc", "instances/A/keys/abc", "instances/a/keys/",
-            "instances/a/keys/x", "instances/a/keys/a b", "instances/a/keys/wrap",
+            "",
+            "keys/x",
+            "instances//keys/abc",
+            "instances/A/keys/abc",
+            "instances/a/keys/",
+            "instances/a/keys/x",
+            "instances/a/keys/a b",
+            "instances/a/keys/wrap",
             "instances/a/keys/ab/versions/cd",
             "instances/a/keys/5F2B3D9E-7A51-4F0C-9D3E-0A1B2C3D4E5F",
             "instances/a/keys/5f2b3d9e7a514f0c9d3e0a1b2c3d4e5f",
@@ -277,9 +298,19 @@ mod tests {
     fn a_principal_is_a_strict_spiffe_id() {
         assert!("spiffe://rootkeyd.dev/service/block-storage".parse::<PrincipalId>().is_ok());
         for text in [
-            "", "spiffe://", "spiffe://td", "spiffe://td/", "spiffe:///a", "spiffe://TD/a",
-            "spiffe://td/a//b", "spiffe://td/../a", "spiffe://td/a?b", "https://td/a",
-            "spiffe://td:80/a", "spiffe://u@td/a", "spiffe://td/a/",
+            "",
+            "spiffe://",
+            "spiffe://td",
+            "spiffe://td/",
+            "spiffe:///a",
+            "spiffe://TD/a",
+            "spiffe://td/a//b",
+            "spiffe://td/../a",
+            "spiffe://td/a?b",
+            "https://td/a",
+            "spiffe://td:80/a",
+            "spiffe://u@td/a",
+            "spiffe://td/a/",
         ] {
             assert!(text.parse::<PrincipalId>().is_err(), "{text:?}");
         }

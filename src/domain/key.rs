@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use super::{Alias, History, InstanceId, KeyId, KeyState, Malformed, ObjectId, Timestamp, VersionId};
+use super::{
+    Alias, History, InstanceId, KeyId, KeyState, Malformed, ObjectId, Timestamp, VersionId,
+};
 
 /// A root key (KEK), and what happened to it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -125,10 +127,15 @@ impl KeyDetails {
             return Err(Malformed::new("key.tags", "must be at most 30"));
         }
         let bad_tag = |tag: &String| {
-            tag.chars().count() > 30 || tag.contains(['<', '>', ',', ':', '&', '|']) || controls(tag)
+            tag.chars().count() > 30
+                || tag.contains(['<', '>', ',', ':', '&', '|'])
+                || controls(tag)
         };
         if self.tags.iter().any(bad_tag) {
-            return Err(Malformed::new("key.tags", "must be up to 30 characters, without < > , : & |"));
+            return Err(Malformed::new(
+                "key.tags",
+                "must be up to 30 characters, without < > , : & |",
+            ));
         }
         Ok(self)
     }

@@ -71,9 +71,19 @@ pub enum KeyAction {
 impl KeyAction {
     /// Every action, in the order of the tables.
     pub const ALL: [Self; 13] = [
-        Self::Wrap, Self::Unwrap, Self::Rewrap, Self::Rotate, Self::Disable, Self::Enable,
-        Self::SetForDeletion, Self::UnsetForDeletion, Self::Delete, Self::Restore, Self::Purge,
-        Self::Update, Self::Read,
+        Self::Wrap,
+        Self::Unwrap,
+        Self::Rewrap,
+        Self::Rotate,
+        Self::Disable,
+        Self::Enable,
+        Self::SetForDeletion,
+        Self::UnsetForDeletion,
+        Self::Delete,
+        Self::Restore,
+        Self::Purge,
+        Self::Update,
+        Self::Read,
     ];
 
     /// As in "cannot {verb} a key that is suspended".

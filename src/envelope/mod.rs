@@ -179,7 +179,8 @@ mod tests {
         ) {
             let (key, version) = (KeyId::from_bytes(key), VersionId::from_bytes(version));
             let parts = Wrapped { key, version, iv, sealed: &sealed };
-            prop_assert_eq!(Wrapped::decode(&parts.encode()), Ok(parts));
+            let encoded = parts.encode();
+            prop_assert_eq!(Wrapped::decode(&encoded), Ok(parts));
         }
 
         #[test]
