@@ -1,6 +1,37 @@
-//! HSM.
+//! The HSM, driven through PKCS#11: an async handle on worker threads that own a
+//! session each and are fed by one bounded queue of plain-data jobs.
+//!
+//! A C call cannot be cancelled, so a caller waits until its deadline and no
+//! longer; a job whose deadline has passed is not begun. While the token is away
+//! every job fails at once, and the supervisor brings the module back by itself.
+//! Root keys are handles here and never bytes.
 
+mod ffi;
+mod mechanism;
+mod object;
+mod rv;
+mod supervisor;
+mod token;
+mod worker;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use crossbeam_channel::{Sender, TrySendError};
+use cryptoki::error::RvError;
+use parking_lot::Mutex;
 use thiserror::Error;
+use tokio::sync::{oneshot, watch};
+
+pub use token::{TokenInfo, make_token};
+
+use crate::domain::ObjectId;
+use crate::secret::Secret;
+use supervisor::Control;
+use token::Token;
 
 /// The HSM could not do what was asked.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
@@ -21,6 +52,273 @@ pub enum HsmError {
     #[error("the HSM does not show the object")]
     Missing,
     /// The module refused, with this CK_RV.
-    #[error("the HSM refused with {0:#x}")]
-    Refused(u64),
+    #[error("the HSM refused: {0:?}")]
+    Refused(RvError),
 }
+
+/// What the HSM is and how it is driven.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The PKCS#11 module, a shared library.
+    pub module: PathBuf,
+    /// Label of the token that holds the root keys.
+    pub token_label: String,
+    /// File with the user PIN, and nothing else but a line end.
+    pub pin_file: PathBuf,
+    /// Sessions that do work, one thread each.
+    pub workers: usize,
+    /// Jobs that may wait.
+    pub queue: usize,
+    /// Directory whose file system is synchronized after an object was made or
+    /// destroyed: for SoftHSM, which does not do so itself.
+    pub sync_directory: Option<PathBuf>,
+}
+
+/// An operation on a DEK, under one root key object.
+#[derive(Debug)]
+pub enum Crypt {
+    /// Seals a DEK.
+    Seal {
+        /// The root key.
+        object: ObjectId,
+        /// What is authenticated with it.
+        aad: Vec<u8>,
+        /// 1 to 7500 bytes.
+        dek: Secret,
+    },
+    /// Makes a random DEK and seals it.
+    Generate {
+        /// The root key.
+        object: ObjectId,
+        /// What is authenticated with it.
+        aad: Vec<u8>,
+        /// Length of the DEK, in bytes.
+        length: usize,
+    },
+    /// Opens a sealed DEK, and seals it again if asked.
+    Open {
+        /// The root key.
+        object: ObjectId,
+        /// What was authenticated with it.
+        aad: Vec<u8>,
+        /// IV, ciphertext and tag.
+        sealed: Sealed,
+        /// Root key and AAD to seal it under again.
+        reseal: Option<(ObjectId, Vec<u8>)>,
+    },
+}
+
+/// IV, and ciphertext with tag.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Sealed {
+    /// 96 bits, random.
+    pub iv: [u8; mechanism::IV_BYTES],
+    /// Ciphertext and tag of 16 bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// What became of one [`Crypt`].
+#[derive(Debug)]
+pub struct Crypted {
+    /// The DEK: opened, generated, or given back.
+    pub dek: Secret,
+    /// The DEK sealed; `None` if it was only opened. An error if it was opened
+    /// and could not be sealed again.
+    pub sealed: Option<Result<Sealed, HsmError>>,
+}
+
+/// One entry of the queue.
+struct Job {
+    work: Work,
+    deadline: Instant,
+}
+
+/// What a worker is asked to do, and where the answer goes.
+enum Work {
+    /// All of these, in order; each succeeds or fails alone.
+    Crypt(Vec<Crypt>, Reply<Vec<Result<Crypted, HsmError>>>),
+    /// Make a root key, prove that it is one, answer with its check value.
+    Generate(ObjectId, Reply<Sealed>),
+    /// Destroy a root key, and prove that it is gone.
+    Destroy(ObjectId, Reply<()>),
+    /// Make a key in the session, seal, open and compare; how long it took.
+    RoundTrip(Reply<Duration>),
+}
+
+type Reply<T> = oneshot::Sender<Result<T, HsmError>>;
+
+impl Job {
+    /// Answers that it was not done. A caller who no longer waits is no matter.
+    fn refuse(self, error: HsmError) {
+        match self.work {
+            Work::Crypt(_, reply) => drop(reply.send(Err(error))),
+            Work::Generate(_, reply) => drop(reply.send(Err(error))),
+            Work::Destroy(_, reply) => drop(reply.send(Err(error))),
+            Work::RoundTrip(reply) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+/// Whether root keys can be used.
+#[derive(Clone, Debug)]
+pub enum Health {
+    /// Not known yet.
+    Starting,
+    /// They can. `generation` counts how often the module came up.
+    Ready {
+        /// From 1.
+        generation: u64,
+    },
+    /// They cannot.
+    Down {
+        /// What is wrong and what to do, in a sentence.
+        problem: String,
+    },
+}
+
+/// The HSM. A clone is another handle on the same one.
+#[derive(Clone)]
+pub struct Hsm(Arc<Inner>);
+
+struct Inner {
+    jobs: Sender<Job>,
+    control: Sender<Control>,
+    health: watch::Receiver<Health>,
+    /// The token as it is now; `None` while it is away.
+    token: Arc<ArcSwapOption<Token>>,
+    settings: Settings,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Hsm {
+    /// Starts the threads. Returns at once: [`Hsm::watch`] tells when it is ready.
+    ///
+    /// # Errors
+    /// If a thread cannot be made.
+    pub fn start(settings: Settings) -> std::io::Result<Self> {
+        let (jobs, waiting) = crossbeam_channel::bounded(settings.queue);
+        let (control, orders) = crossbeam_channel::bounded(CONTROLS);
+        let (tell, health) = watch::channel(Health::Starting);
+        let token = Arc::new(ArcSwapOption::empty());
+        let supervisor = supervisor::Supervisor::new(
+            settings.clone(),
+            waiting,
+            (control.clone(), orders),
+            tell,
+            Arc::clone(&token),
+        );
+        let thread =
+            std::thread::Builder::new().name("hsm".into()).spawn(move || supervisor.run())?;
+        let supervisor = Mutex::new(Some(thread));
+        Ok(Self(Arc::new(Inner { jobs, control, health, token, settings, supervisor })))
+    }
+
+    /// Follows the health.
+    pub fn watch(&self) -> watch::Receiver<Health> {
+        self.0.health.clone()
+    }
+
+    /// The health now.
+    pub fn health(&self) -> Health {
+        self.0.health.borrow().clone()
+    }
+
+    /// How the HSM is driven.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    /// What module and token say of themselves; `None` while the token is away.
+    pub fn info(&self) -> Option<TokenInfo> {
+        self.0.token.load().as_ref().map(|token| token.info.clone())
+    }
+
+    /// The root key objects that the token shows; `None` while it is away.
+    pub fn objects(&self) -> Option<Vec<ObjectId>> {
+        self.0.token.load().as_ref().map(|token| token.objects())
+    }
+
+    /// Does all of `items` as one job; each succeeds or fails alone, and the
+    /// answer is as long as `items`.
+    ///
+    /// # Errors
+    /// [`HsmError`], if none of it was answered.
+    pub async fn crypt(
+        &self,
+        items: Vec<Crypt>,
+        deadline: Instant,
+    ) -> Result<Vec<Result<Crypted, HsmError>>, HsmError> {
+        self.run(deadline, |reply| Work::Crypt(items, reply)).await
+    }
+
+    /// Makes a root key (AES-256) with `object` as its CKA_ID; returns its check
+    /// value. It is durable, reads back as it was asked for, and works.
+    ///
+    /// # Errors
+    /// [`HsmError`]; there may then be an object all the same, or be one later.
+    pub async fn generate(&self, object: ObjectId, deadline: Instant) -> Result<Sealed, HsmError> {
+        self.run(deadline, |reply| Work::Generate(object, reply)).await
+    }
+
+    /// Destroys the objects with this CKA_ID, if any, and makes sure that a new
+    /// session shows none. Only `service/reconcile.rs` calls this, for an object
+    /// whose intent is durably in the stage Destroying.
+    ///
+    /// # Errors
+    /// [`HsmError`]; the object may then still be there.
+    pub async fn destroy(&self, object: ObjectId, deadline: Instant) -> Result<(), HsmError> {
+        self.run(deadline, |reply| Work::Destroy(object, reply)).await
+    }
+
+    /// Opens a version's check value: whether the object is the key that it was.
+    /// As [`Crypt`] items for [`Hsm::crypt`], to be sent in chunks.
+    pub fn check(object: ObjectId, check_value: &[u8]) -> Option<Crypt> {
+        let (iv, bytes) = check_value.split_first_chunk()?;
+        let sealed = Sealed { iv: *iv, bytes: bytes.to_vec() };
+        Some(Crypt::Open { object, aad: object::CHECK_AAD.to_vec(), sealed, reseal: None })
+    }
+
+    /// Makes a key in a session, seals, opens and compares; how long it took.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn round_trip(&self, deadline: Instant) -> Result<Duration, HsmError> {
+        self.run(deadline, Work::RoundTrip).await
+    }
+
+    /// Ends the threads: what waits is refused, what runs is finished, sessions
+    /// are closed and the module is finalized. Blocks until then; SoftHSM
+    /// crashes at exit otherwise.
+    pub fn stop(&self) {
+        let thread = self.0.supervisor.lock().take();
+        if let Some(thread) = thread {
+            // Err: the supervisor is gone already.
+            let _ = self.0.control.send(Control::Stop);
+            let _ = thread.join();
+        }
+    }
+
+    async fn run<T>(
+        &self,
+        deadline: Instant,
+        work: impl FnOnce(Reply<T>) -> Work,
+    ) -> Result<T, HsmError> {
+        if self.0.token.load().is_none() {
+            return Err(HsmError::Unavailable);
+        }
+        let (reply, answer) = oneshot::channel();
+        let job = Job { work: work(reply), deadline };
+        self.0.jobs.try_send(job).map_err(|error| match error {
+            TrySendError::Full(_) => HsmError::Overloaded,
+            TrySendError::Disconnected(_) => HsmError::Unavailable,
+        })?;
+        match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_dropped)) => Err(HsmError::Unavailable),
+            Err(_elapsed) => Err(HsmError::Deadline),
+        }
+    }
+}
+
+/// Orders to the supervisor that may wait: more than there can be workers.
+const CONTROLS: usize = 256;

@@ -1,0 +1,228 @@
+//! The supervisor: brings the module up, watches over its workers, takes it down
+//! and brings it up again, for as long as the daemon lives.
+//!
+//! Down means: stop the workers, refuse what waits, close the sessions, finalize
+//! the module. In another order SoftHSM crashes (`facts/hsm-and-grpc.md`, C).
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use cryptoki::context::Pkcs11;
+use cryptoki::session::Session;
+use tokio::sync::watch;
+
+use super::token::{self, Problem, Token};
+use super::worker::{Never, Worker, prove};
+use super::{Health, HsmError, Job, Settings, object};
+use crate::domain::ObjectId;
+
+/// What the supervisor is told.
+pub(super) enum Control {
+    /// End.
+    Stop,
+    /// A worker of that generation found that the token cannot be used.
+    Lost { generation: u64 },
+}
+
+/// Owns module and workers.
+pub(super) struct Supervisor {
+    settings: Settings,
+    jobs: Receiver<Job>,
+    control: Sender<Control>,
+    orders: Receiver<Control>,
+    tell: watch::Sender<Health>,
+    token: Arc<ArcSwapOption<Token>>,
+}
+
+/// The module while it is up.
+struct Up {
+    generation: u64,
+    module: Pkcs11,
+    token: Arc<Token>,
+    /// Holds the login, and tries the canary when it is quiet.
+    session: Session,
+    workers: Vec<JoinHandle<()>>,
+    /// Dropped, it stops the workers.
+    stop: Sender<Never>,
+}
+
+/// Whether to go on.
+#[derive(PartialEq)]
+enum Next {
+    Again,
+    End,
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        settings: Settings,
+        jobs: Receiver<Job>,
+        (control, orders): (Sender<Control>, Receiver<Control>),
+        tell: watch::Sender<Health>,
+        token: Arc<ArcSwapOption<Token>>,
+    ) -> Self {
+        Self { settings, jobs, control, orders, tell, token }
+    }
+
+    /// Until it is told to stop.
+    pub(super) fn run(self) {
+        let mut generation = 0;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            generation += 1;
+            let next = match self.bring_up(generation) {
+                Ok(up) => {
+                    pause = FIRST_PAUSE;
+                    let (next, problem) = self.watch(&up);
+                    self.take_down(up, problem);
+                    next
+                }
+                Err(problem) => {
+                    self.say_down(problem.to_string());
+                    self.wait_out(&problem, pause)
+                }
+            };
+            self.refuse_all();
+            if next == Next::End {
+                return;
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn bring_up(&self, generation: u64) -> Result<Up, Problem> {
+        let module = token::load(&self.settings.module)?;
+        let up = Token::open(&module, &self.settings)
+            .and_then(|(token, session)| self.start(generation, module.clone(), token, session));
+        let up = up.inspect_err(|_problem| finalize(module))?;
+        self.token.store(Some(Arc::clone(&up.token)));
+        tracing::info!(generation, objects = up.token.objects().len(), "the HSM is ready");
+        self.tell.send_replace(Health::Ready { generation });
+        Ok(up)
+    }
+
+    fn start(
+        &self,
+        generation: u64,
+        module: Pkcs11,
+        token: Token,
+        session: Session,
+    ) -> Result<Up, Problem> {
+        if token.handle(CANARY).is_none() {
+            object::generate(&session, CANARY)?;
+            token.note(CANARY, object::find_one(&session, CANARY)?);
+        }
+        let token = Arc::new(token);
+        let (stop, stopped) = crossbeam_channel::bounded(0);
+        let mut workers = Vec::new();
+        for number in 0..self.settings.workers {
+            let worker = Worker::new(Arc::clone(&token), self.settings.sync_directory.clone())?;
+            let (jobs, stopped) = (self.jobs.clone(), stopped.clone());
+            let control = self.control.clone();
+            let thread = std::thread::Builder::new().name(format!("hsm-{number}"));
+            let thread = thread.spawn(move || {
+                if let Err(lost) = worker.run(&jobs, &stopped) {
+                    tracing::error!(%lost, "an HSM worker lost the token");
+                    // Err: the supervisor has as many such messages as it needs.
+                    drop(control.try_send(Control::Lost { generation }));
+                }
+            });
+            workers.push(thread.map_err(Problem::Thread)?);
+        }
+        Ok(Up { generation, module, token, session, workers, stop })
+    }
+
+    /// Until the token is lost or the end is ordered.
+    fn watch(&self, up: &Up) -> (Next, &'static str) {
+        loop {
+            match self.orders.recv_timeout(PROBE_EVERY) {
+                Ok(Control::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    return (Next::End, "the daemon stops");
+                }
+                Ok(Control::Lost { generation }) if generation == up.generation => {
+                    return (Next::Again, LOST);
+                }
+                Ok(Control::Lost { .. }) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    let canary = up.token.handle(CANARY);
+                    let proven = canary.map(|key| prove(&up.token.functions, &up.session, key));
+                    if !matches!(proven, Some(Ok(()))) {
+                        tracing::error!(?proven, "the HSM does not answer the probe");
+                        return (Next::Again, LOST);
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_down(&self, up: Up, problem: &str) {
+        // First, so that no new job is taken and callers fail at once.
+        self.token.store(None);
+        self.say_down(problem.into());
+        let Up { module, session, workers, stop, .. } = up;
+        drop(stop);
+        for worker in workers {
+            // Err: it panicked, which the panic hook has logged.
+            let _ = worker.join();
+        }
+        drop(session);
+        finalize(module);
+    }
+
+    fn say_down(&self, problem: String) {
+        let known = matches!(&*self.tell.borrow(), Health::Down { problem: p } if *p == problem);
+        if !known {
+            tracing::error!(problem, "the HSM is down");
+            self.tell.send_replace(Health::Down { problem });
+        }
+    }
+
+    /// Waits until it makes sense to try again.
+    fn wait_out(&self, problem: &Problem, pause: Duration) -> Next {
+        let tried = stamp(&self.settings.pin_file);
+        loop {
+            match self.orders.recv_timeout(pause) {
+                Ok(Control::Stop) | Err(RecvTimeoutError::Disconnected) => return Next::End,
+                Ok(Control::Lost { .. }) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    // The same wrong PIN once more could lock the token.
+                    let refused = matches!(problem, Problem::PinRefused { .. });
+                    if !refused || stamp(&self.settings.pin_file) != tried {
+                        return Next::Again;
+                    }
+                }
+            }
+        }
+    }
+
+    fn refuse_all(&self) {
+        for job in self.jobs.try_iter() {
+            job.refuse(HsmError::Unavailable);
+        }
+    }
+}
+
+fn finalize(module: Pkcs11) {
+    if let Err(error) = module.finalize() {
+        tracing::warn!(%error, "the module cannot be finalized");
+    }
+}
+
+/// Changes when the file does.
+fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+/// A root key that wraps nothing: it is there to be tried.
+pub(super) const CANARY: ObjectId = ObjectId::from_bytes(*b"rootkeyd-canary\0");
+/// How often a quiet token is tried.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// How long to wait before the module is brought up again, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const LOST: &str = "the token is lost; connect it again, and the daemon recovers by itself";

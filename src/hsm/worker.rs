@@ -1,0 +1,299 @@
+//! A worker: a thread that owns a session and runs jobs in it.
+//!
+//! After any error it closes the session and opens another one, because an error
+//! can leave an operation active. Where the table in `rv.rs` says that the
+//! trouble is the token's and not the job's, it answers `Unavailable`, says so to
+//! the supervisor and ends.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, select_biased};
+use cryptoki::error::{Error, RvError};
+use cryptoki::object::{Attribute, ObjectHandle};
+use cryptoki::session::Session;
+
+use super::ffi::Functions;
+use super::mechanism::{IV_BYTES, MAKE_ROOT_KEY};
+use super::object::{self, CHECK_AAD, CHECK_TEXT};
+use super::rv::{Verdict, verdict, verdict_of};
+use super::token::Token;
+use super::{Crypt, Crypted, HsmError, Job, Sealed, Work};
+use crate::domain::ObjectId;
+use crate::secret::Secret;
+
+/// Runs jobs in a session of its own.
+pub(super) struct Worker {
+    token: Arc<Token>,
+    session: Session,
+    sync_directory: Option<PathBuf>,
+}
+
+/// Why a worker ended: the token cannot be used.
+#[derive(Debug)]
+pub(super) struct Lost(String);
+
+/// Why a piece of work was not done.
+enum Failure {
+    /// That is the answer.
+    Answer(HsmError),
+    /// The token cannot be used, for anything.
+    Lost(Lost),
+}
+
+/// Never sent: the channel says "stop" by being closed.
+pub(super) enum Never {}
+
+impl Worker {
+    /// With a new session of `token`.
+    pub(super) fn new(token: Arc<Token>, sync_directory: Option<PathBuf>) -> Result<Self, Error> {
+        let session = token.session()?;
+        Ok(Self { token, session, sync_directory })
+    }
+
+    /// Runs jobs until `stop` is closed, or the token is lost.
+    pub(super) fn run(mut self, jobs: &Receiver<Job>, stop: &Receiver<Never>) -> Result<(), Lost> {
+        loop {
+            let job = select_biased! {
+                recv(stop) -> _closed => return Ok(()),
+                recv(jobs) -> job => job,
+            };
+            // Err: nobody can send any more.
+            let Ok(job) = job else { return Ok(()) };
+            if job.deadline <= Instant::now() {
+                job.refuse(HsmError::Deadline);
+                continue;
+            }
+            self.work(job.work)?;
+        }
+    }
+
+    fn work(&mut self, work: Work) -> Result<(), Lost> {
+        match work {
+            Work::Crypt(items, reply) => {
+                let (results, lost) = self.crypt_all(items);
+                drop(reply.send(Ok(results)));
+                lost.map_or(Ok(()), Err)
+            }
+            Work::Generate(object, reply) => answer(reply, self.generate(object)),
+            Work::Destroy(object, reply) => answer(reply, self.destroy(object)),
+            Work::RoundTrip(reply) => {
+                let began = Instant::now();
+                answer(reply, self.round_trip().map(|()| began.elapsed()))
+            }
+        }
+    }
+
+    fn crypt_all(&mut self, items: Vec<Crypt>) -> (Vec<Result<Crypted, HsmError>>, Option<Lost>) {
+        let mut lost = None;
+        let results = items.into_iter().map(|item| {
+            if lost.is_some() {
+                return Err(HsmError::Unavailable);
+            }
+            self.crypt(item).map_err(|failure| match failure {
+                Failure::Answer(error) => error,
+                Failure::Lost(why) => {
+                    lost = Some(why);
+                    HsmError::Unavailable
+                }
+            })
+        });
+        (results.collect(), lost)
+    }
+
+    fn crypt(&mut self, item: Crypt) -> Result<Crypted, Failure> {
+        match item {
+            Crypt::Seal { object, aad, dek } => {
+                let sealed = self.seal(object, &aad, dek.expose())?;
+                Ok(Crypted { dek, sealed: Some(Ok(sealed)) })
+            }
+            Crypt::Generate { object, aad, length } => {
+                let mut dek = Secret::zeroed(length);
+                if let Err(error) = self.session.generate_random_slice(dek.expose_mut()) {
+                    return Err(self.failed(&error));
+                }
+                let sealed = self.seal(object, &aad, dek.expose())?;
+                Ok(Crypted { dek, sealed: Some(Ok(sealed)) })
+            }
+            Crypt::Open { object, aad, sealed, reseal } => {
+                let dek = self.open(object, &aad, &sealed)?;
+                let sealed = match reseal {
+                    None => None,
+                    Some((object, aad)) => match self.seal(object, &aad, dek.expose()) {
+                        Ok(sealed) => Some(Ok(sealed)),
+                        Err(Failure::Answer(error)) => Some(Err(error)),
+                        Err(lost @ Failure::Lost(_)) => return Err(lost),
+                    },
+                };
+                Ok(Crypted { dek, sealed })
+            }
+        }
+    }
+
+    fn seal(&mut self, object: ObjectId, aad: &[u8], dek: &[u8]) -> Result<Sealed, Failure> {
+        let mut iv = [0; IV_BYTES];
+        if getrandom::fill(&mut iv).is_err() {
+            return Err(Failure::Answer(HsmError::Unavailable));
+        }
+        let bytes = self.with(object, HsmError::Unavailable, |functions, session, key| {
+            functions.seal(session, key, &iv, aad, dek)
+        })?;
+        Ok(Sealed { iv, bytes })
+    }
+
+    fn open(&mut self, object: ObjectId, aad: &[u8], sealed: &Sealed) -> Result<Secret, Failure> {
+        self.with(object, HsmError::Unverified, |functions, session, key| {
+            functions.open(session, key, &sealed.iv, aad, &sealed.bytes)
+        })
+    }
+
+    /// Runs `operation` with the handle of `object`, and does what the table says
+    /// about an error. `ambiguous` is the answer if the error can mean two things
+    /// and the token is found to work.
+    fn with<T>(
+        &mut self,
+        object: ObjectId,
+        ambiguous: HsmError,
+        operation: impl Fn(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
+    ) -> Result<T, Failure> {
+        let key = self.token.handle(object).ok_or(Failure::Answer(HsmError::Missing))?;
+        let rv = match operation(&self.token.functions, &self.session, key) {
+            Ok(done) => return Ok(done),
+            Err(rv) => rv,
+        };
+        self.reopen()?;
+        let again = match verdict(rv) {
+            Verdict::Unverified => return Err(Failure::Answer(HsmError::Unverified)),
+            Verdict::Refused => return Err(Failure::Answer(HsmError::Refused(rv))),
+            Verdict::Module => return Err(lost(&rv)),
+            Verdict::Ambiguous => {
+                prove(&self.token.functions, &self.session, key).map_err(|rv| lost(&rv))?;
+                return Err(Failure::Answer(ambiguous));
+            }
+            Verdict::Session => key,
+            Verdict::Object => {
+                let found = object::find_one(&self.session, object).map_err(|e| lost(&e))?;
+                // Not there: the module comes up anew, and its index decides.
+                let found = found.ok_or_else(|| lost(&rv))?;
+                self.token.note(object, Some(found));
+                found
+            }
+        };
+        operation(&self.token.functions, &self.session, again).map_err(|rv| lost(&rv))
+    }
+
+    fn generate(&mut self, object: ObjectId) -> Result<Sealed, Failure> {
+        object::generate(&self.session, object).map_err(|error| self.failed(&error))?;
+        let fresh = self.token.session().map_err(|error| self.failed(&error))?;
+        let found = object::find_one(&fresh, object).map_err(|error| self.failed(&error))?;
+        let handle = found.ok_or(Failure::Answer(HsmError::Missing))?;
+        let as_asked = object::is_as_asked(&fresh, handle, object);
+        if !as_asked.map_err(|error| self.failed(&error))? {
+            tracing::error!(%object, "the token made another key than was asked for");
+            return Err(Failure::Answer(HsmError::Refused(RvError::TemplateInconsistent)));
+        }
+        self.synchronize()?;
+        self.token.note(object, Some(handle));
+        let check_value = self.seal(object, CHECK_AAD, CHECK_TEXT)?;
+        let opened = self.open(object, CHECK_AAD, &check_value)?;
+        if opened.expose() == CHECK_TEXT {
+            return Ok(check_value);
+        }
+        tracing::error!(%object, "the new key does not open what it sealed");
+        Err(Failure::Answer(HsmError::Refused(RvError::FunctionFailed)))
+    }
+
+    fn destroy(&mut self, object: ObjectId) -> Result<(), Failure> {
+        self.token.note(object, None);
+        object::destroy(&self.session, object).map_err(|error| self.failed(&error))?;
+        self.synchronize()?;
+        let fresh = self.token.session().map_err(|error| self.failed(&error))?;
+        let left = object::find(&fresh, object).map_err(|error| self.failed(&error))?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        tracing::error!(%object, "the token still shows the object that it destroyed");
+        Err(Failure::Answer(HsmError::Unavailable))
+    }
+
+    fn round_trip(&mut self) -> Result<(), Failure> {
+        let template = [
+            Attribute::Token(false),
+            Attribute::ValueLen(32.into()),
+            Attribute::Encrypt(true),
+            Attribute::Decrypt(true),
+        ];
+        let made = self.session.generate_key(&MAKE_ROOT_KEY, &template);
+        let key = made.map_err(|error| self.failed(&error))?;
+        let proven = prove(&self.token.functions, &self.session, key);
+        if let Err(rv) = proven {
+            self.reopen()?;
+            return Err(Failure::Answer(HsmError::Refused(rv)));
+        }
+        self.session.destroy_object(key).map_err(|error| self.failed(&error))
+    }
+
+    /// What an error of a call other than seal and open comes to.
+    fn failed(&mut self, error: &Error) -> Failure {
+        tracing::warn!(%error, "the module refused");
+        if let Err(lost) = self.reopen() {
+            return lost;
+        }
+        match (verdict_of(error), error) {
+            (Verdict::Module, _) => lost(error),
+            (Verdict::Refused, Error::Pkcs11(rv, _)) => Failure::Answer(HsmError::Refused(*rv)),
+            _ => Failure::Answer(HsmError::Unavailable),
+        }
+    }
+
+    fn reopen(&mut self) -> Result<(), Failure> {
+        // The old one is closed as it is dropped.
+        self.session = self.token.session().map_err(|error| lost(&error))?;
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<(), Failure> {
+        let Some(directory) = &self.sync_directory else { return Ok(()) };
+        let synchronized =
+            std::fs::File::open(directory).and_then(|directory| Ok(rustix::fs::syncfs(directory)?));
+        synchronized.map_err(|error| {
+            tracing::error!(%error, "the token's directory cannot be synchronized");
+            Failure::Answer(HsmError::Unavailable)
+        })
+    }
+}
+
+/// Seals and opens with `key`: whether token, session and key work.
+pub(super) fn prove(
+    functions: &Functions,
+    session: &Session,
+    key: ObjectHandle,
+) -> Result<(), RvError> {
+    let mut iv = [0; IV_BYTES];
+    getrandom::fill(&mut iv).map_err(|_no_random| RvError::RandomNoRng)?;
+    let sealed = functions.seal(session, key, &iv, CHECK_AAD, CHECK_TEXT)?;
+    let opened = functions.open(session, key, &iv, CHECK_AAD, &sealed)?;
+    if opened.expose() == CHECK_TEXT { Ok(()) } else { Err(RvError::FunctionFailed) }
+}
+
+fn answer<T>(reply: super::Reply<T>, result: Result<T, Failure>) -> Result<(), Lost> {
+    let (result, lost) = match result {
+        Ok(done) => (Ok(done), Ok(())),
+        Err(Failure::Answer(error)) => (Err(error), Ok(())),
+        Err(Failure::Lost(lost)) => (Err(HsmError::Unavailable), Err(lost)),
+    };
+    // A caller who no longer waits is no matter.
+    drop(reply.send(result));
+    lost
+}
+
+fn lost(why: &dyn std::fmt::Display) -> Failure {
+    Failure::Lost(Lost(why.to_string()))
+}
+
+impl std::fmt::Display for Lost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
