@@ -211,6 +211,25 @@ impl Error {
         self
     }
 
+    /// The same error once more, for another item of a batch. The cause stays with
+    /// the first, which logs it.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        let Self { reason, message, field, subject, retry_after, source: _ } = self;
+        let (message, subject) = (message.clone(), subject.clone());
+        Self { reason: *reason, message, field: *field, subject, retry_after: *retry_after, source: None }
+    }
+
+    /// The refusal of a caller whose certificate names nobody.
+    pub fn unauthenticated() -> Self {
+        Self::new(Reason::Unauthenticated, "the client certificate names no principal")
+    }
+
+    /// The deadline passed.
+    pub fn deadline() -> Self {
+        Self::new(Reason::DeadlineExceeded, "the deadline passed before the answer")
+    }
+
     /// The refusal of a caller who may not; it does not tell whether the thing exists.
     pub fn denied() -> Self {
         Self::new(Reason::PermissionDenied, "permission denied (or it might not exist)")

@@ -8,9 +8,11 @@
 
 pub mod api;
 pub mod audit;
+pub mod auth;
 pub mod domain;
 pub mod envelope;
 pub mod error;
 pub mod hsm;
 pub mod secret;
+pub mod service;
 pub mod store;

@@ -1,0 +1,255 @@
+//! The listener: accepts, does the TLS handshake aside, and serves HTTP/2 until
+//! it is told to stop. With health and reflection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use super::grpc::Edge;
+use super::pb::admin_service_server::AdminServiceServer;
+use super::pb::audit_service_server::AuditServiceServer;
+use super::pb::crypto_service_server::CryptoServiceServer;
+use super::pb::key_service_server::KeyServiceServer;
+use super::tls::server_config;
+use super::{Identity, TlsError, pb};
+use crate::auth::mtls::principal_of;
+use crate::domain::PrincipalId;
+use crate::hsm::Health;
+use crate::service::Service;
+
+/// Bounds of the listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at a time; more wait to be accepted.
+    pub connections: usize,
+    /// Calls at a time on one connection.
+    pub streams: u32,
+    /// How long a TLS handshake may take.
+    pub handshake: Duration,
+}
+
+/// A listener that serves.
+pub struct Serving {
+    /// What `serve` is told to stop by; it stops as this is dropped, too.
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    /// `None` if the certificate names nobody: then every call is refused.
+    pub(super) principal: Option<PrincipalId>,
+    pub(super) address: SocketAddr,
+}
+
+/// Begins to serve on `listener`.
+///
+/// # Errors
+/// [`TlsError`], if the TLS files cannot be used.
+pub fn serve(
+    service: Arc<Service>,
+    listener: TcpListener,
+    identity: &Identity,
+    hsm: watch::Receiver<Health>,
+    limits: Limits,
+) -> Result<Serving, TlsError> {
+    let acceptor = TlsAcceptor::from(server_config(identity)?);
+    let (stop, stopped) = watch::channel(false);
+    let (connections, incoming) = mpsc::channel(limits.connections.min(128));
+    let (health, health_service) = tonic_health::server::health_reporter();
+    tokio::spawn(accept(listener, acceptor, limits, connections, stopped.clone()));
+    tokio::spawn(tell_health(health, hsm));
+
+    let edge = Edge::new(service);
+    let router = Server::builder()
+        .max_concurrent_streams(limits.streams)
+        .http2_max_header_list_size(MOST_HEADER_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(
+            CryptoServiceServer::new(edge.clone()).max_decoding_message_size(MOST_DEK_BYTES),
+        )
+        .add_service(KeyServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES))
+        .add_service(
+            AuditServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+        )
+        .add_service(AdminServiceServer::new(edge).max_decoding_message_size(MOST_KEY_BYTES))
+        .add_service(health_service)
+        .add_optional_service(reflection().build_v1().ok())
+        .add_optional_service(reflection().build_v1alpha().ok());
+    let task = tokio::spawn(async move {
+        let mut stopped = stopped;
+        // Err: the one who could stop it is gone, which stops it.
+        let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
+        let incoming = ReceiverStream::new(incoming);
+        if let Err(error) = router.serve_with_incoming_shutdown(incoming, stop).await {
+            tracing::error!(%error, "the listener failed");
+        }
+    });
+    Ok(Serving { stop, task })
+}
+
+impl Serving {
+    /// Takes no new calls, and waits until those that were begun are answered;
+    /// at most `patience`.
+    pub async fn drain(self, patience: Duration) {
+        self.stop.send_replace(true);
+        if tokio::time::timeout(patience, self.task).await.is_err() {
+            tracing::warn!(?patience, "some calls were not done in time; their connections end");
+        }
+    }
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+/// Accepts until told to stop; a slow handshake holds up nobody else.
+async fn accept(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    limits: Limits,
+    connections: mpsc::Sender<Result<Connection, io::Error>>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let places = Arc::new(Semaphore::new(limits.connections));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopped.wait_for(|stop| *stop) => return,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // No file descriptors left, most likely: some will be closed.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (acceptor, connections) = (acceptor.clone(), connections.clone());
+        tokio::spawn(async move {
+            let greeted = tokio::time::timeout(limits.handshake, greet(acceptor, stream, address));
+            match greeted.await {
+                Ok(Ok((stream, peer))) => {
+                    let connection = Connection { stream, peer, _place: place };
+                    // Err: the daemon stops.
+                    drop(connections.send(Ok(connection)).await);
+                }
+                Ok(Err(error)) => tracing::debug!(%address, %error, "no TLS handshake"),
+                Err(_elapsed) => tracing::debug!(%address, "the TLS handshake took too long"),
+            }
+        });
+    }
+}
+
+async fn greet(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    address: SocketAddr,
+) -> io::Result<(TlsStream<TcpStream>, Peer)> {
+    stream.set_nodelay(true)?;
+    let stream = acceptor.accept(stream).await?;
+    let certificates = stream.get_ref().1.peer_certificates();
+    let certificate = certificates.and_then(|certificates| certificates.first());
+    let principal = certificate.and_then(|certificate| principal_of(certificate));
+    if principal.is_none() {
+        tracing::warn!(%address, "a client certificate names no principal, or more than one");
+    }
+    Ok((stream, Peer { principal, address }))
+}
+
+/// NOT_SERVING while the HSM cannot be used.
+async fn tell_health(reporter: HealthReporter, mut hsm: watch::Receiver<Health>) {
+    loop {
+        let ready = matches!(&*hsm.borrow_and_update(), Health::Ready { .. });
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", "rootkeyd.v1.CryptoService", "rootkeyd.v1.KeyService"] {
+            reporter.set_service_status(service, status).await;
+        }
+        if hsm.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A connection after its handshake.
+struct Connection {
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// A batch of 1000 wrapped DEKs of the usual size is 200 KiB; of the longest, 8 MiB.
+const MOST_DEK_BYTES: usize = 16 * 1024 * 1024;
+const MOST_KEY_BYTES: usize = 64 * 1024;
+const MOST_HEADER_BYTES: u32 = 16 * 1024;
+const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

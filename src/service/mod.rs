@@ -1,0 +1,319 @@
+//! Use cases: one file per noun, and here what is common to all of them: who may
+//! enter, and the record without which nothing leaves.
+//!
+//! A use case takes a `&Call`, which only [`Service::enter`] makes, so a method
+//! that skips authorization does not compile. Order of refusals, everywhere:
+//! authentication, permission, form, existence, state, timing, HSM.
+
+mod admin;
+mod crypto;
+mod keys;
+mod listing;
+mod reconcile;
+mod registry;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+pub use admin::{HsmReport, ServerReport};
+pub use crypto::{DekAction, DekAnswer, DekRequest};
+pub use keys::{NewKey, RequestId, Update};
+pub use listing::{AuditQuery, KeyQuery, Listed};
+
+use crate::audit::Audit;
+use crate::domain::{
+    Bindings, Event, InstanceId, KeyState, Malformed, Outcome, Permission, PrincipalId, Profile,
+    Timestamp,
+};
+use crate::error::{Error, Reason};
+use crate::hsm::Hsm;
+use crate::store::{Change, Store};
+use reconcile::Intents;
+use registry::Registry;
+
+/// One method of the API, as far as the use cases must know it. The methods
+/// themselves are rows in `api/methods.rs`.
+#[derive(Debug)]
+pub struct Method {
+    /// `{service}/{method}`, without the package.
+    pub name: &'static str,
+    /// What the caller must be allowed.
+    pub permission: Permission,
+    /// What the audit log calls it.
+    pub action: &'static str,
+}
+
+/// Who asks, as the edge found out.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// `None` if the certificate names nobody.
+    pub principal: Option<PrincipalId>,
+    /// Address of the socket.
+    pub source_address: String,
+    /// The caller's own id of the request, or one made for it.
+    pub request_id: String,
+    /// Until when the caller waits.
+    pub deadline: Instant,
+}
+
+/// A call that may go on: its caller is known and has the permission.
+#[derive(Clone, Debug)]
+pub struct Call {
+    caller: Arc<Caller>,
+    principal: PrincipalId,
+    method: &'static Method,
+}
+
+/// What a use case answers.
+#[derive(Debug)]
+pub struct Answer<T> {
+    /// For the caller.
+    pub value: T,
+    /// Name of what it concerned, for the record; `None` if the record was
+    /// written together with a change.
+    about: Option<String>,
+}
+
+impl<T> Answer<T> {
+    /// An answer that is still to be recorded.
+    fn about(value: T, about: impl Into<String>) -> Self {
+        Self { value, about: Some(about.into()) }
+    }
+
+    /// An answer whose record was written with the change that it tells of.
+    fn recorded(value: T) -> Self {
+        Self { value, about: None }
+    }
+}
+
+/// Settings of the use cases.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Whose rules hold.
+    pub profile: Profile,
+    /// What a key's CRN begins with: `{prefix}:{instance}:key:{uuid}`.
+    pub crn_prefix: String,
+    /// Longest time that an object may take to be made or destroyed in the HSM.
+    pub object_deadline: Duration,
+}
+
+/// The clock, which `app.rs` owns.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// The use cases, with all that they act through.
+pub struct Service {
+    hsm: Hsm,
+    store: Arc<dyn Store>,
+    audit: Audit,
+    clock: Clock,
+    settings: Settings,
+    registry: Registry,
+    bindings: ArcSwap<Bindings>,
+    intents: Intents,
+    /// Changes run here, so that a caller who hangs up does not interrupt one.
+    changes: TaskTracker,
+    /// Events that are durable in the store's outbox and not yet in the audit log.
+    unpublished: Mutex<Vec<Event>>,
+    boot_id: Uuid,
+    started: Timestamp,
+}
+
+impl Service {
+    /// Loads the state of every key, and what a crash left unfinished.
+    ///
+    /// # Errors
+    /// If the store cannot be read, or holds what it must not.
+    pub fn load(
+        (hsm, store, audit): (Hsm, Arc<dyn Store>, Audit),
+        bindings: Bindings,
+        settings: Settings,
+        clock: Clock,
+    ) -> Result<Arc<Self>, Error> {
+        let snapshot = store.load()?;
+        let known: Vec<_> = snapshot.outbox.iter().map(|event| event.id).collect();
+        let in_log = audit.contains_recent(&known)?;
+        let (published, unpublished): (Vec<_>, Vec<_>) =
+            snapshot.outbox.into_iter().zip(in_log).partition(|(_, in_log)| *in_log);
+        let service = Arc::new(Self {
+            registry: Registry::new(snapshot.keys),
+            bindings: ArcSwap::from_pointee(bindings),
+            intents: Intents::new(snapshot.intents),
+            changes: TaskTracker::new(),
+            unpublished: Mutex::new(unpublished.into_iter().map(|(event, _)| event).collect()),
+            boot_id: Uuid::new_v4(),
+            started: clock(),
+            hsm,
+            store,
+            audit,
+            clock,
+            settings,
+        });
+        service.forget_published(published.into_iter().map(|(event, _)| event.id).collect());
+        Ok(service)
+    }
+
+    /// Lets a caller in who has the method's permission: on the instance that
+    /// the request names, or on any instance if it names none.
+    ///
+    /// # Errors
+    /// UNAUTHENTICATED, PERMISSION_DENIED, and only then FIELD_INVALID.
+    pub fn enter(
+        &self,
+        caller: &Arc<Caller>,
+        method: &'static Method,
+        instance: Result<Option<&InstanceId>, Malformed>,
+    ) -> Result<Call, Error> {
+        let principal = caller.principal.as_ref().ok_or_else(Error::unauthenticated)?;
+        let bindings = self.bindings.load();
+        let allowed = match instance {
+            Ok(Some(instance)) => bindings.allow(principal, method.permission, instance),
+            Ok(None) | Err(_) => bindings.allow_anywhere(principal, method.permission),
+        };
+        if !allowed {
+            return Err(Error::denied());
+        }
+        instance?;
+        Ok(Call { caller: Arc::clone(caller), principal: principal.clone(), method })
+    }
+
+    /// Ends a call: its record is durable before the answer leaves, a refusal's too.
+    ///
+    /// # Errors
+    /// The refusal; or why it could not be recorded, and then that is the answer.
+    pub async fn conclude<T>(
+        &self,
+        caller: &Caller,
+        method: &'static Method,
+        subject: &str,
+        result: Result<Answer<T>, Error>,
+    ) -> Result<T, Error> {
+        let outcome = match &result {
+            Ok(Answer { about: None, .. }) => return result.map(|answer| answer.value),
+            Ok(Answer { about: Some(about), .. }) => (about.as_str(), Outcome::Success),
+            Err(error) => (error.subject.as_deref().unwrap_or(subject), refused(error)),
+        };
+        let event = self.event(caller, method.action, outcome);
+        self.append(vec![event], caller.deadline).await?;
+        result.map(|answer| answer.value)
+    }
+
+    /// Waits until every change that was begun is done, and the outbox is empty
+    /// or cannot be emptied.
+    pub async fn finish(&self) {
+        self.changes.close();
+        self.changes.wait().await;
+        self.publish_rest().await;
+    }
+
+    /// Tries again to write events to the audit log that could not be.
+    pub async fn publish_rest(&self) {
+        let waiting = std::mem::take(&mut *self.unpublished.lock());
+        self.publish(waiting).await;
+    }
+
+    /// By the daemon's clock.
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    /// Settings of the use cases.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Appends records, which are durable when this returns.
+    async fn append(&self, events: Vec<Event>, deadline: Instant) -> Result<(), Error> {
+        match tokio::time::timeout_at(deadline.into(), self.audit.append(events)).await {
+            Ok(appended) => Ok(appended.map(|_sequence| ())?),
+            Err(_elapsed) => Err(Error::deadline()),
+        }
+    }
+
+    /// Copies events from the outbox, where they are durable, to the audit log.
+    async fn publish(&self, events: Vec<Event>) {
+        let ids: Vec<_> = events.iter().map(|event| event.id).collect();
+        if ids.is_empty() {
+            return;
+        }
+        match self.audit.append(events.clone()).await {
+            Ok(_sequence) => self.forget_published(ids),
+            Err(error) => {
+                tracing::error!(%error, "events wait in the outbox for the audit log");
+                self.unpublished.lock().extend(events);
+            }
+        }
+    }
+
+    /// Empties the outbox of what is in the audit log. Not waited for: what is
+    /// left after a crash is found in the audit log and forgotten then.
+    fn forget_published(&self, published: Vec<[u8; 16]>) {
+        if !published.is_empty() {
+            drop(self.store.commit(Change { published, ..Change::default() }));
+        }
+    }
+
+    fn event(&self, caller: &Caller, action: &'static str, about: (&str, Outcome)) -> Event {
+        let (subject, outcome) = about;
+        let principal = caller.principal.as_ref().map_or("", PrincipalId::as_str);
+        Event {
+            id: *Uuid::new_v4().as_bytes(),
+            time: self.now(),
+            action: Cow::Borrowed(action),
+            principal: principal.into(),
+            source_address: caller.source_address.clone(),
+            instance: instance_in(subject).into(),
+            subject: shortened(subject),
+            key_version: String::new(),
+            resource: String::new(),
+            outcome,
+            request_id: caller.request_id.clone(),
+            details: Vec::new(),
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        tracing::debug!(boot_id = %self.boot_id, "the service is gone");
+    }
+}
+
+fn refused(error: &Error) -> Outcome {
+    Outcome::Refused(Cow::Borrowed(error.reason.wire().name))
+}
+
+/// The instance that a name begins with; empty if it names none.
+fn instance_in(name: &str) -> &str {
+    let instance = name.strip_prefix("instances/").and_then(|rest| rest.split('/').next());
+    instance.filter(|instance| instance.parse::<InstanceId>().is_ok()).unwrap_or("")
+}
+
+/// What a caller sent as a name may be anything; the record keeps its beginning.
+fn shortened(text: &str) -> String {
+    text.chars().take(LONGEST_SUBJECT).collect()
+}
+
+/// Of a key, in the record of a change.
+fn state_detail(state: KeyState) -> (String, String) {
+    ("key_state".into(), state.name().into())
+}
+
+/// Of the deadline, in a wait for something that has none of its own.
+async fn within<T>(deadline: Instant, work: impl Future<Output = T>) -> Result<T, Error> {
+    let waited = tokio::time::timeout_at(deadline.into(), work).await;
+    waited.map_err(|elapsed| Error::deadline().caused_by(elapsed))
+}
+
+/// In characters: more than the longest name that is valid.
+const LONGEST_SUBJECT: usize = 300;
+
+/// A reason that is not one's fault, for a task that died.
+fn interrupted() -> Error {
+    Error::new(Reason::Internal, "the change was interrupted; read the key to see what it is now")
+}

@@ -1,0 +1,232 @@
+//! HSM and store, kept in agreement: objects are made under an intent, and an
+//! intent that was not finished is undone, at once or after a crash.
+//!
+//! What is known of a key is never deleted because the HSM shows no object: that
+//! is reported, and the key refused. An object that no intent names is never
+//! destroyed: the store may be an old backup (`facts/reliability.md` 3). This is
+//! the only file that destroys objects.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::Service;
+use crate::domain::event::DAEMON;
+use crate::domain::{Event, KeyId, ObjectId, Outcome};
+use crate::error::Error;
+use crate::hsm::{Health, Hsm, HsmError, Sealed};
+use crate::store::{Change, Intent, IntentStage};
+
+/// Every intent that is not finished.
+pub(super) struct Intents(Mutex<HashMap<ObjectId, Open>>);
+
+struct Open {
+    intent: Intent,
+    /// Whether a change is at work on it, which must not be disturbed.
+    busy: bool,
+}
+
+/// Where HSM and store do not agree.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Disagreement {
+    /// Objects that no key version names.
+    pub(super) orphans: usize,
+    /// Key versions whose object the token does not show.
+    pub(super) missing: usize,
+}
+
+impl Intents {
+    /// Those that a crash left.
+    pub(super) fn new(left: Vec<Intent>) -> Self {
+        let left = left.into_iter().map(|intent| (intent.object, Open { intent, busy: false }));
+        Self(Mutex::new(left.collect()))
+    }
+
+    /// The change that it was for is committed.
+    pub(super) fn end(&self, object: ObjectId) {
+        self.0.lock().remove(&object);
+    }
+
+    fn begin(&self, intent: Intent) {
+        self.0.lock().insert(intent.object, Open { intent, busy: true });
+    }
+
+    /// Takes one that nobody is at work on.
+    fn take_idle(&self) -> Option<Intent> {
+        let mut open = self.0.lock();
+        let idle = open.values_mut().find(|open| !open.busy)?;
+        idle.busy = true;
+        Some(idle.intent.clone())
+    }
+
+    fn put_back(&self, object: ObjectId) {
+        if let Some(open) = self.0.lock().get_mut(&object) {
+            open.busy = false;
+        }
+    }
+
+    fn objects(&self) -> Vec<ObjectId> {
+        self.0.lock().keys().copied().collect()
+    }
+}
+
+impl Service {
+    /// Makes a root key object under an intent: the intent is durable before the
+    /// HSM is asked. The caller ends the intent with the commit that names the
+    /// object, or abandons it.
+    pub(super) async fn make_object(
+        self: &Arc<Self>,
+        key: KeyId,
+        purpose: String,
+    ) -> Result<(ObjectId, Sealed), Error> {
+        let object = ObjectId::from(Uuid::new_v4());
+        let stage = IntentStage::Creating;
+        let intent = Intent { object, key, stage, begun: self.now(), purpose };
+        self.intents.begin(intent.clone());
+        if let Err(error) = self.store.commit(Change { begin: vec![intent], ..Change::default() }).await
+        {
+            self.intents.end(object);
+            return Err(error.into());
+        }
+        // Not the caller's deadline: the HSM should be done before it is undone.
+        let deadline = Instant::now() + self.settings.object_deadline;
+        match self.hsm.generate(object, deadline).await {
+            Ok(check_value) => Ok((object, check_value)),
+            Err(error @ (HsmError::Deadline | HsmError::Unavailable)) => {
+                // It may be at work on it even now: undone later, not at once.
+                self.intents.put_back(object);
+                Err(error.into())
+            }
+            Err(error) => {
+                self.abandon(object);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Gives an object up that no key names: it is destroyed, now or later.
+    pub(super) fn abandon(self: &Arc<Self>, object: ObjectId) {
+        self.intents.put_back(object);
+        let service = Arc::clone(self);
+        self.changes.spawn(async move { service.undo_intents().await });
+    }
+
+    /// Whenever the HSM comes up: undoes what was not finished, and compares.
+    /// Until the HSM handle is gone.
+    pub async fn reconcile_with_hsm(self: Arc<Self>) {
+        let mut health = self.hsm.watch();
+        loop {
+            let ready = matches!(&*health.borrow_and_update(), Health::Ready { .. });
+            if ready {
+                self.undo_intents().await;
+                self.compare().await;
+            }
+            if health.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Undoes every intent that nobody is at work on. What fails is left for the
+    /// next time.
+    pub async fn undo_intents(&self) {
+        while let Some(intent) = self.intents.take_idle() {
+            let object = intent.object;
+            match self.undo(&intent).await {
+                Ok(()) => self.intents.end(object),
+                Err(error) => {
+                    tracing::warn!(%object, purpose = intent.purpose, %error, "not undone yet");
+                    self.intents.put_back(object);
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn undo(&self, intent: &Intent) -> Result<(), Error> {
+        let object = intent.object;
+        if intent.stage == IntentStage::Creating {
+            let change = Change { destroying: vec![object], ..Change::default() };
+            self.store.commit(change).await?;
+        }
+        let deadline = Instant::now() + self.settings.object_deadline;
+        self.hsm.destroy(object, deadline).await?;
+        let event = self.undo_event(intent);
+        let change =
+            Change { end: vec![object], events: vec![event.clone()], ..Change::default() };
+        self.store.commit(change).await?;
+        tracing::info!(%object, purpose = intent.purpose, "an unfinished change was undone");
+        self.publish(vec![event]).await;
+        Ok(())
+    }
+
+    fn undo_event(&self, intent: &Intent) -> Event {
+        Event {
+            id: *Uuid::new_v4().as_bytes(),
+            time: self.now(),
+            action: "rootkeyd.intent.undo".into(),
+            principal: DAEMON.into(),
+            source_address: String::new(),
+            instance: super::instance_in(intent.purpose.rsplit(' ').next().unwrap_or("")).into(),
+            subject: intent.purpose.clone(),
+            key_version: String::new(),
+            resource: String::new(),
+            outcome: Outcome::Success,
+            request_id: String::new(),
+            details: vec![("object".into(), intent.object.to_string())],
+        }
+    }
+
+    /// Where HSM and store do not agree now; `None` while the token is away.
+    pub(super) fn disagreement(&self) -> Option<Disagreement> {
+        let shown: HashSet<ObjectId> = self.hsm.objects()?.into_iter().collect();
+        let keys = self.registry.all();
+        let named: HashSet<ObjectId> =
+            keys.iter().flat_map(|key| key.versions.iter()).map(|version| version.object).collect();
+        let begun: HashSet<ObjectId> = self.intents.objects().into_iter().collect();
+        Some(Disagreement {
+            orphans: shown.iter().filter(|id| !named.contains(id) && !begun.contains(id)).count(),
+            missing: named.difference(&shown).count(),
+        })
+    }
+
+    /// Reports where HSM and store do not agree, and opens every check value.
+    async fn compare(&self) {
+        let Some(Disagreement { orphans, missing }) = self.disagreement() else { return };
+        if orphans > 0 {
+            tracing::warn!(orphans, "objects in the token belong to no key; they are left alone");
+        }
+        if missing > 0 {
+            tracing::error!(missing, "key versions have no object in the token; HSM_KEY_MISSING");
+        }
+        let keys = self.registry.all();
+        let versions: Vec<_> = keys
+            .iter()
+            .flat_map(|key| key.versions.iter().map(move |version| (key, version)))
+            .collect();
+        for chunk in versions.chunks(CHECK_CHUNK) {
+            let items: Option<Vec<_>> = chunk
+                .iter()
+                .map(|(_, version)| Hsm::check(version.object, &version.check_value))
+                .collect();
+            let Some(items) = items else {
+                tracing::error!("a check value in the store is too short");
+                continue;
+            };
+            let deadline = Instant::now() + self.settings.object_deadline;
+            let Ok(results) = self.hsm.crypt(items, deadline).await else { return };
+            for ((key, version), result) in chunk.iter().zip(results) {
+                if let Err(error @ (HsmError::Unverified | HsmError::Missing)) = result {
+                    let version = version.id;
+                    tracing::error!(key = %key.id, %version, %error, "not the key that it was");
+                }
+            }
+        }
+    }
+}
+
+/// Check values in one job: a job should be short, since other callers wait.
+const CHECK_CHUNK: usize = 64;
