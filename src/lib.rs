@@ -7,8 +7,11 @@
 //! and `tests/architecture.rs` holds the code to it.
 
 pub mod api;
+pub mod app;
 pub mod audit;
 pub mod auth;
+pub mod config;
+pub mod dev;
 pub mod domain;
 pub mod envelope;
 pub mod error;
@@ -16,3 +19,4 @@ pub mod hsm;
 pub mod secret;
 pub mod service;
 pub mod store;
+pub mod telemetry;

@@ -1,1 +1,112 @@
-fn main() {}
+//! The daemon: arguments → configuration → logging → app → serve → drain.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use rootkeyd::app::{App, Lock, system_clock};
+use rootkeyd::config::Config;
+use rootkeyd::{dev, telemetry};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Wraps and unwraps data-encryption keys with root keys in a PKCS#11 HSM.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+struct Arguments {
+    /// Serve by this configuration (see rootkeyd.example.toml).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    mode: Option<Mode>,
+}
+
+#[derive(Subcommand)]
+enum Mode {
+    /// Serve for development: on first use make token, CA and configuration.
+    Dev(Dev),
+}
+
+#[derive(Args)]
+struct Dev {
+    /// Where everything is kept.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Where to serve; port 0 for any free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8443")]
+    listen: SocketAddr,
+    /// Take the time from this file: `system`, an offset such as `+31s`, or an
+    /// RFC 3339 time at which the clock stands.
+    #[arg(long, value_name = "FILE")]
+    test_clock: Option<PathBuf>,
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("rootkeyd: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Failure> {
+    // What we write is for us alone, and no memory of ours is ever in a file.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::setrlimit(rustix::process::Resource::Core, none)?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    match (arguments.config, arguments.mode) {
+        (Some(file), _) => {
+            let config = Config::read(&file)?;
+            let lock = Lock::take(&config.state_dir)?;
+            serve(config, lock, system_clock(), None)
+        }
+        (None, Some(Mode::Dev(dev))) => serve_dev(dev),
+        (None, None) => Err("give --config FILE, or dev --dir DIR".into()),
+    }
+}
+
+fn serve_dev(Dev { dir, listen, test_clock }: Dev) -> Result<(), Failure> {
+    dev::with_softhsm(&dir)?;
+    let dir = dir.canonicalize()?;
+    // Before anything is made: two at once must not make two tokens.
+    let lock = Lock::take(&dir.join("state"))?;
+    let config = dev::prepare(&dir, listen)?;
+    let clock = match test_clock {
+        Some(file) => dev::file_clock(&file, system_clock())?,
+        None => system_clock(),
+    };
+    serve(config, lock, clock, Some(dir))
+}
+
+fn serve(
+    config: Config,
+    lock: Lock,
+    clock: rootkeyd::service::Clock,
+    dev_directory: Option<PathBuf>,
+) -> Result<(), Failure> {
+    telemetry::init(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let app = App::start(config, lock, clock).await?;
+        if let Some(directory) = dev_directory {
+            dev::write_client_config(&directory, app.address())?;
+        }
+        println!("listening on {}", app.address());
+        sd_notify::notify(&[NotifyState::Ready])?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        sd_notify::notify(&[NotifyState::Stopping])?;
+        app.stop().await;
+        Ok(())
+    })
+}

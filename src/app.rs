@@ -1,0 +1,199 @@
+//! The composition root: the only place that knows every module, and that reads
+//! the clock. Starts everything in order, and stops it in the reverse.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use thiserror::Error;
+use tokio::net::TcpListener;
+
+use crate::api::{self, Serving, TlsError};
+use crate::audit::{Audit, AuditError};
+use crate::config::Config;
+use crate::domain::{Bindings, Timestamp};
+use crate::hsm::{Health, Hsm};
+use crate::service::{Clock, Service};
+use crate::store::{Sqlite, Store, StoreError};
+
+/// A daemon that serves.
+pub struct App {
+    address: SocketAddr,
+    serving: Serving,
+    service: Arc<Service>,
+    hsm: Hsm,
+    store: Arc<dyn Store>,
+    audit: Audit,
+    _lock: Lock,
+}
+
+/// The state directory is ours, until this is dropped.
+pub struct Lock {
+    _file: File,
+}
+
+/// Why the daemon cannot start, in a sentence.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// Another daemon has the state directory.
+    #[error("the state directory {} is in use by the rootkeyd with pid {pid}; stop that one, or use another directory", directory.display())]
+    InUse {
+        /// The state directory.
+        directory: PathBuf,
+        /// The other daemon, as it wrote itself down.
+        pid: String,
+    },
+    /// A directory or file cannot be made or opened.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Directory or file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The audit log cannot be opened.
+    #[error("the audit log cannot be opened: {0}")]
+    Audit(#[from] AuditError),
+    /// The store cannot be opened.
+    #[error("the store cannot be opened: {0}")]
+    Store(#[from] StoreError),
+    /// What is in store and audit log cannot be used.
+    #[error("the state cannot be loaded: {0}")]
+    State(#[from] crate::error::Error),
+    /// The TLS files cannot be used.
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Lock {
+    /// Takes the state directory, which is made if there is none.
+    ///
+    /// # Errors
+    /// [`AppError::InUse`], naming the daemon that has it.
+    pub fn take(directory: &Path) -> Result<Self, AppError> {
+        let io = |source| AppError::Io { path: directory.into(), source };
+        fs::create_dir_all(directory).map_err(io)?;
+        let path = directory.join("lock");
+        let mut options = OpenOptions::new();
+        let mut file =
+            options.read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                // Whatever can be read helps.
+                let _ = file.read_to_string(&mut pid);
+                let pid = pid.trim().to_owned();
+                return Err(AppError::InUse { directory: directory.into(), pid });
+            }
+            Err(TryLockError::Error(source)) => return Err(io(source)),
+        }
+        let pid = std::process::id();
+        file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
+        writeln!(file, "{pid}").map_err(io)?;
+        Ok(Self { _file: file })
+    }
+}
+
+impl App {
+    /// Starts everything; the daemon serves when this returns. An HSM that is not
+    /// there is no reason not to start: calls that need it are refused until it is.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn start(config: Config, lock: Lock, clock: Clock) -> Result<Self, AppError> {
+        let audit = Audit::open(config.audit)?;
+        let file = config.state_dir.join("store.sqlite");
+        let store: Arc<dyn Store> = Arc::new(Sqlite::open(&file, config.store_queue)?);
+        let threads = |source| AppError::Io { path: config.hsm.module.clone(), source };
+        let hsm = Hsm::start(config.hsm.clone()).map_err(threads)?;
+        let service = Service::load(
+            (hsm.clone(), Arc::clone(&store), audit.clone()),
+            Bindings::new(config.bindings),
+            config.service,
+            clock,
+        )?;
+        tokio::spawn(Arc::clone(&service).reconcile_with_hsm());
+        tokio::spawn(tidy(Arc::clone(&service)));
+
+        let mut health = hsm.watch();
+        let known = health.wait_for(|health| !matches!(health, Health::Starting));
+        // An HSM that takes its time may be ready later.
+        let _ = tokio::time::timeout(HSM_PATIENCE, known).await;
+
+        let listen = |source| AppError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let serving = api::serve(
+            Arc::clone(&service),
+            listener,
+            &config.identity,
+            hsm.watch(),
+            config.limits,
+        )?;
+        tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
+        Ok(Self { address, serving, service, hsm, store, audit, _lock: lock })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops in order: no new calls, those that were begun are answered, changes
+    /// are finished, HSM, store and audit log are closed.
+    pub async fn stop(self) {
+        let Self { serving, service, hsm, store, audit, .. } = self;
+        serving.drain(DRAIN_PATIENCE).await;
+        if tokio::time::timeout(DRAIN_PATIENCE, service.finish()).await.is_err() {
+            tracing::warn!("a change was not done in time; it is undone at the next start");
+        }
+        let closed = tokio::task::spawn_blocking(move || {
+            hsm.stop();
+            store.close();
+            audit.close();
+        });
+        if tokio::time::timeout(DRAIN_PATIENCE, closed).await.is_err() {
+            // A call into the module hangs. What is acknowledged is durable.
+            tracing::error!("HSM, store or audit log did not close in time");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+/// The machine's clock.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
+pub fn system_clock() -> Clock {
+    Arc::new(|| {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+    })
+}
+
+/// What is tried again from time to time: events for the audit log that wait in
+/// the outbox, and objects in the HSM that are to be undone.
+async fn tidy(service: Arc<Service>) {
+    let mut tick = tokio::time::interval(TIDY_EVERY);
+    loop {
+        tick.tick().await;
+        service.publish_rest().await;
+        service.undo_intents().await;
+    }
+}
+
+/// How long the start waits for the HSM.
+const HSM_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the stop waits, for calls, changes and threads each.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+const TIDY_EVERY: Duration = Duration::from_secs(5);

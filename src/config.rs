@@ -1,0 +1,423 @@
+//! The configuration: TOML → validated `Config`. Unknown keys are errors, and so
+//! is everything that would only fail later. `rootkeyd.example.toml` has every
+//! field with its comment.
+//!
+//! Relative paths are relative to the folder of the file, so that a folder with
+//! its configuration can be moved. No secret is in here: the PIN is in a file of
+//! its own, or a systemd credential.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::api::{Identity, Limits};
+use crate::audit;
+use crate::domain::{Binding, Profile, Role};
+use crate::hsm;
+use crate::service;
+
+/// All that the daemon is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where store, audit log and lock are.
+    pub state_dir: PathBuf,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Bounds of the listener.
+    pub limits: Limits,
+    /// PEM files of the listener.
+    pub identity: Identity,
+    /// What the HSM is and how it is driven.
+    pub hsm: hsm::Settings,
+    /// Changes of the store that may wait.
+    pub store_queue: usize,
+    /// Where the audit log is and how it is written.
+    pub audit: audit::Settings,
+    /// Settings of the use cases.
+    pub service: service::Settings,
+    /// Who may do what.
+    pub bindings: Vec<Binding>,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `text` or `json`.
+    pub format: LogFormat,
+    /// A tracing filter, such as `info` or `rootkeyd=debug,warn`.
+    pub filter: String,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why a configuration cannot be used, in a sentence.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{} cannot be read: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is no TOML, lacks a field, or has one that there is not.
+    #[error("{} is not a configuration: {source}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+    /// A field holds what it must not.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// Name of the field, with its table.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming file or field.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Unreadable { path: path.into(), source };
+        let text = fs::read_to_string(path).map_err(unreadable)?;
+        let path = path.canonicalize().map_err(unreadable)?;
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let malformed = |source| ConfigError::Malformed { path: path.clone(), source: Box::new(source) };
+        File::check(toml::from_str(&text).map_err(malformed)?, folder)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    state_dir: PathBuf,
+    #[serde(default)]
+    profile: ProfileName,
+    crn_prefix: String,
+    listen: Listen,
+    tls: Tls,
+    hsm: HsmTable,
+    #[serde(default)]
+    store: StoreTable,
+    #[serde(default)]
+    audit: AuditTable,
+    #[serde(default)]
+    log: Log,
+    #[serde(default)]
+    bindings: Vec<BindingTable>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum ProfileName {
+    #[default]
+    Vpc,
+    KeyProtect,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listen {
+    address: SocketAddr,
+    #[serde(default = "default_connections")]
+    connections: usize,
+    #[serde(default = "default_streams")]
+    streams: u32,
+    #[serde(default = "default_handshake_seconds")]
+    handshake_seconds: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tls {
+    certificate: PathBuf,
+    key: PathBuf,
+    client_ca: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HsmTable {
+    module: PathBuf,
+    token_label: String,
+    pin_file: Option<PathBuf>,
+    pin_credential: Option<String>,
+    #[serde(default = "default_workers")]
+    workers: usize,
+    #[serde(default = "default_hsm_queue")]
+    queue: usize,
+    #[serde(default = "default_object_deadline_seconds")]
+    object_deadline_seconds: u64,
+    sync_directory: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct StoreTable {
+    queue: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct AuditTable {
+    segment_mib: u64,
+    queue: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BindingTable {
+    principal: String,
+    role: RoleName,
+    instance: String,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+enum RoleName {
+    Reader,
+    Writer,
+    Manager,
+    KeyPurge,
+}
+
+impl File {
+    fn check(self, folder: &Path) -> Result<Config, ConfigError> {
+        let Self { state_dir, profile, crn_prefix, listen, tls, hsm, store, audit, log, bindings } =
+            self;
+        // `join` leaves an absolute path as it is.
+        let path = |path: PathBuf| folder.join(path);
+        let state_dir = path(state_dir);
+        check_crn_prefix(&crn_prefix)?;
+        within("listen.connections", listen.connections, 1, 1_000_000)?;
+        within("hsm.workers", hsm.workers, 1, 256)?;
+        within("hsm.queue", hsm.queue, 1, 1_000_000)?;
+        within("store.queue", store.queue, 1, 1_000_000)?;
+        within("audit.queue", audit.queue, 1, 1_000_000)?;
+        if !(1..=4096).contains(&audit.segment_mib) {
+            return Err(invalid("audit.segment_mib", "must be 1 to 4096"));
+        }
+        let pin_file = pin_file(hsm.pin_file.map(path), hsm.pin_credential)?;
+        let profile = match profile {
+            ProfileName::Vpc => Profile::Vpc,
+            ProfileName::KeyProtect => Profile::KeyProtect,
+        };
+        Ok(Config {
+            listen: listen.address,
+            limits: Limits {
+                connections: listen.connections,
+                streams: listen.streams,
+                handshake: Duration::from_secs(listen.handshake_seconds),
+            },
+            identity: Identity {
+                certificate: path(tls.certificate),
+                key: path(tls.key),
+                client_ca: path(tls.client_ca),
+            },
+            hsm: hsm::Settings {
+                module: path(hsm.module),
+                token_label: hsm.token_label,
+                pin_file,
+                workers: hsm.workers,
+                queue: hsm.queue,
+                sync_directory: hsm.sync_directory.map(path),
+            },
+            store_queue: store.queue,
+            audit: audit::Settings {
+                directory: state_dir.join("audit"),
+                segment_bytes: audit.segment_mib * 1024 * 1024,
+                queue: audit.queue,
+            },
+            service: service::Settings {
+                profile,
+                crn_prefix,
+                object_deadline: Duration::from_secs(hsm.object_deadline_seconds),
+            },
+            bindings: bindings.into_iter().map(BindingTable::check).collect::<Result<_, _>>()?,
+            log,
+            state_dir,
+        })
+    }
+}
+
+impl BindingTable {
+    fn check(self) -> Result<Binding, ConfigError> {
+        let role = match self.role {
+            RoleName::Reader => Role::Reader,
+            RoleName::Writer => Role::Writer,
+            RoleName::Manager => Role::Manager,
+            RoleName::KeyPurge => Role::KeyPurge,
+        };
+        let principal = self.principal.parse();
+        let instance = self.instance.parse();
+        Ok(Binding {
+            principal: principal.map_err(|error| invalid("bindings.principal", error))?,
+            role,
+            instance: instance.map_err(|error| invalid("bindings.instance", error))?,
+        })
+    }
+}
+
+/// The one file that holds the PIN: named, or a systemd credential.
+fn pin_file(
+    file: Option<PathBuf>,
+    credential: Option<String>,
+) -> Result<PathBuf, ConfigError> {
+    match (file, credential) {
+        (Some(file), None) => Ok(file),
+        (None, Some(name)) if !name.is_empty() && !name.contains('/') => {
+            let directory = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
+                invalid("hsm.pin_credential", "needs $CREDENTIALS_DIRECTORY, which systemd sets")
+            })?;
+            Ok(Path::new(&directory).join(name))
+        }
+        (None, Some(_)) => Err(invalid("hsm.pin_credential", "must be a name, without /")),
+        (None, None) | (Some(_), Some(_)) => {
+            Err(invalid("hsm.pin_file", "exactly one of pin_file and pin_credential must be set"))
+        }
+    }
+}
+
+fn check_crn_prefix(prefix: &str) -> Result<(), ConfigError> {
+    let letters = |c: u8| c.is_ascii_alphanumeric() || b":/-_.".contains(&c);
+    if prefix.starts_with("crn:") && prefix.len() <= 200 && prefix.bytes().all(letters) {
+        return Ok(());
+    }
+    Err(invalid("crn_prefix", "must begin with crn: and be at most 200 letters, digits and :/-_."))
+}
+
+fn within(field: &'static str, value: usize, least: usize, most: usize) -> Result<(), ConfigError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(invalid(field, format!("must be {least} to {most}")))
+}
+
+fn invalid(field: &'static str, problem: impl ToString) -> ConfigError {
+    ConfigError::Invalid { field, problem: problem.to_string() }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info".into() }
+    }
+}
+
+impl Default for StoreTable {
+    fn default() -> Self {
+        Self { queue: 1024 }
+    }
+}
+
+impl Default for AuditTable {
+    fn default() -> Self {
+        Self { segment_mib: 64, queue: 4096 }
+    }
+}
+
+const fn default_connections() -> usize {
+    4096
+}
+
+const fn default_streams() -> u32 {
+    1024
+}
+
+const fn default_handshake_seconds() -> u64 {
+    5
+}
+
+const fn default_workers() -> usize {
+    4
+}
+
+const fn default_hsm_queue() -> usize {
+    4096
+}
+
+const fn default_object_deadline_seconds() -> u64 {
+    30
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../rootkeyd.example.toml");
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
+        file.check(Path::new("/etc/rootkeyd")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_example_is_a_configuration() {
+        let config = parse(EXAMPLE).unwrap();
+        assert_eq!(config.identity.key, Path::new("/etc/rootkeyd/tls/server.key"));
+        assert_eq!(config.bindings.len(), 2);
+    }
+
+    #[test]
+    fn the_example_documents_every_field() {
+        // An unknown field is refused with a list of those that there are.
+        let tables =
+            ["", "[listen]", "[tls]", "[hsm]", "[store]", "[audit]", "[log]", "[[bindings]]"];
+        for table in tables {
+            let refusal = toml::from_str::<File>(&format!("{table}\nno_such_field = 1"));
+            let refusal = refusal.map(drop).unwrap_err().to_string();
+            let fields: Vec<_> = refusal.split('`').skip(3).step_by(2).collect();
+            assert!(!fields.is_empty(), "{refusal}");
+            for field in fields {
+                let lines = EXAMPLE.lines().map(|line| line.trim_start_matches("# "));
+                let mut starts = lines.map(|line| line.trim_start_matches('['));
+                let named = |line: &str| {
+                    line.starts_with(&format!("{field} =")) || line.starts_with(&format!("{field}]"))
+                };
+                assert!(starts.any(named), "{field} of {table:?} is not in the example");
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_impossible_values_are_refused_by_name() {
+        let cases = [
+            ("state_dir = ", "sate_dir = ", "sate_dir"),
+            ("profile = \"vpc\"", "profile = \"ibm\"", "ibm"),
+            ("crn_prefix = \"crn:", "crn_prefix = \"", "crn_prefix"),
+            ("role = \"Manager\"", "role = \"Owner\"", "Owner"),
+            ("principal = \"spiffe://", "principal = \"", "bindings.principal"),
+            ("workers = 4", "workers = 0", "hsm.workers"),
+            ("pin_file = ", "pin_credential = \"x\"\npin_file = ", "hsm.pin_file"),
+            ("segment_mib = 64", "segment_mib = 0", "audit.segment_mib"),
+        ];
+        for (from, to, named) in cases {
+            let text = EXAMPLE.replacen(from, to, 1);
+            assert_ne!(text, EXAMPLE, "{from}");
+            let refusal = parse(&text).map(drop).unwrap_err();
+            assert!(refusal.contains(named), "{refusal}");
+        }
+    }
+}
