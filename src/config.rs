@@ -105,7 +105,8 @@ impl Config {
         let text = fs::read_to_string(path).map_err(unreadable)?;
         let path = path.canonicalize().map_err(unreadable)?;
         let folder = path.parent().unwrap_or(Path::new("/"));
-        let malformed = |source| ConfigError::Malformed { path: path.clone(), source: Box::new(source) };
+        let malformed =
+            |source| ConfigError::Malformed { path: path.clone(), source: Box::new(source) };
         File::check(toml::from_str(&text).map_err(malformed)?, folder)
     }
 }
@@ -282,10 +283,7 @@ impl BindingTable {
 }
 
 /// The one file that holds the PIN: named, or a systemd credential.
-fn pin_file(
-    file: Option<PathBuf>,
-    credential: Option<String>,
-) -> Result<PathBuf, ConfigError> {
+fn pin_file(file: Option<PathBuf>, credential: Option<String>) -> Result<PathBuf, ConfigError> {
     match (file, credential) {
         (Some(file), None) => Ok(file),
         (None, Some(name)) if !name.is_empty() && !name.contains('/') => {
@@ -394,7 +392,8 @@ mod tests {
                 let lines = EXAMPLE.lines().map(|line| line.trim_start_matches("# "));
                 let mut starts = lines.map(|line| line.trim_start_matches('['));
                 let named = |line: &str| {
-                    line.starts_with(&format!("{field} =")) || line.starts_with(&format!("{field}]"))
+                    line.starts_with(&format!("{field} ="))
+                        || line.starts_with(&format!("{field}]"))
                 };
                 assert!(starts.any(named), "{field} of {table:?} is not in the example");
             }

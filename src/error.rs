@@ -217,7 +217,14 @@ impl Error {
     pub fn again(&self) -> Self {
         let Self { reason, message, field, subject, retry_after, source: _ } = self;
         let (message, subject) = (message.clone(), subject.clone());
-        Self { reason: *reason, message, field: *field, subject, retry_after: *retry_after, source: None }
+        Self {
+            reason: *reason,
+            message,
+            field: *field,
+            subject,
+            retry_after: *retry_after,
+            source: None,
+        }
     }
 
     /// The refusal of a caller whose certificate names nobody.

@@ -135,12 +135,30 @@ pub(super) fn new_key(
     let pb::CreateKeyRequest { parent: _, key, request_id: _ } = request;
     let key = key.ok_or(Malformed::new("key", "is required"))?;
     let pb::Key {
-        display_name, description, aliases, key_ring, tags, expire_time, rotation_period,
+        display_name,
+        description,
+        aliases,
+        key_ring,
+        tags,
+        expire_time,
+        rotation_period,
         dual_auth_delete,
         // Output only: ignored, as the contract says.
-        name: _, crn: _, state: _, imported: _, primary_version: _, create_time: _, created_by: _,
-        update_time: _, rotate_time: _, delete_time: _, restore_expire_time: _,
-        purge_allow_time: _, purge_time: _, registration_count: _, deletion_auth_expire_time: _,
+        name: _,
+        crn: _,
+        state: _,
+        imported: _,
+        primary_version: _,
+        create_time: _,
+        created_by: _,
+        update_time: _,
+        rotate_time: _,
+        delete_time: _,
+        restore_expire_time: _,
+        purge_allow_time: _,
+        purge_time: _,
+        registration_count: _,
+        deletion_auth_expire_time: _,
         etag: _,
     } = key;
     check_key_ring(&key_ring)?;
@@ -169,7 +187,9 @@ pub(super) fn update(key: pb::Key, mask: Option<FieldMask>) -> Result<(String, U
             "key_ring" => check_key_ring(&key.key_ring)?,
             "rotation_period" => return Err(Error::unimplemented("key.rotation_period")),
             "dual_auth_delete" => return Err(Error::unimplemented("key.dual_auth_delete")),
-            _ => return Err(Malformed::new("update_mask", "names a field that cannot change").into()),
+            _ => {
+                return Err(Malformed::new("update_mask", "names a field that cannot change").into());
+            }
         }
     }
     Ok((key.etag, update))
@@ -242,7 +262,8 @@ pub(super) fn request_id(
     if text.is_empty() {
         return Ok(None);
     }
-    let id = Uuid::try_parse(text).map_err(|_other| Malformed::new("request_id", "must be a UUID"))?;
+    let id =
+        Uuid::try_parse(text).map_err(|_other| Malformed::new("request_id", "must be a UUID"))?;
     let fingerprint = Sha256::new().chain_update(method).chain_update([0]).chain_update(rest());
     Ok(Some(RequestId { id, fingerprint: fingerprint.finalize().into() }))
 }
@@ -289,7 +310,15 @@ fn key_state(number: i32) -> Result<KeyState, Malformed> {
 /// A key as it is at `now`.
 pub(super) fn key(key: &Key, crn_prefix: &str, now: Timestamp) -> pb::Key {
     let Key {
-        id, instance, details, imported, history, versions: _, created_by, updated, rotated,
+        id,
+        instance,
+        details,
+        imported,
+        history,
+        versions: _,
+        created_by,
+        updated,
+        rotated,
         generation: _,
     } = key;
     let KeyDetails { display_name, description, aliases, tags } = details;
@@ -345,8 +374,18 @@ pub(super) fn audit_event(record: Record) -> pb::AuditEvent {
     use pb::audit_event::Outcome as PbOutcome;
     let Record { sequence, event, previous_hash, hash } = record;
     let Event {
-        id: _, time, action, principal, source_address, instance: _, subject, key_version,
-        resource, outcome, request_id, details,
+        id: _,
+        time,
+        action,
+        principal,
+        source_address,
+        instance: _,
+        subject,
+        key_version,
+        resource,
+        outcome,
+        request_id,
+        details,
     } = event;
     let (outcome, reason) = match outcome {
         Outcome::Success => (PbOutcome::Success, String::new()),
@@ -386,7 +425,15 @@ pub(super) fn server_info(report: ServerReport) -> pb::ServerInfo {
 /// What the HSM is and can do.
 pub(super) fn hsm_status(report: HsmReport) -> pb::HsmStatus {
     let HsmReport {
-        problem, module, token_label, workers, token, objects, orphans, missing, round_trip,
+        problem,
+        module,
+        token_label,
+        workers,
+        token,
+        objects,
+        orphans,
+        missing,
+        round_trip,
     } = report;
     let mechanisms = token.iter().flat_map(|token| &token.mechanisms);
     let mechanisms = mechanisms.map(|(name, used_for)| pb::hsm_status::Mechanism {
@@ -478,13 +525,17 @@ mod tests {
         };
         assert!(masked("display_name").is_ok());
         assert_eq!(masked("state").unwrap_err().field, Some("update_mask"));
-        assert_eq!(masked("rotation_period").unwrap_err().reason, crate::error::Reason::Unimplemented);
+        assert_eq!(
+            masked("rotation_period").unwrap_err().reason,
+            crate::error::Reason::Unimplemented
+        );
         assert_eq!(update(pb::Key::default(), None).unwrap_err().field, Some("update_mask"));
     }
 
     #[test]
     fn the_same_request_has_the_same_fingerprint_whatever_its_id() {
-        let id = |text: &str, rest: &[u8]| request_id("m", text, || rest.to_vec()).unwrap().unwrap();
+        let id =
+            |text: &str, rest: &[u8]| request_id("m", text, || rest.to_vec()).unwrap().unwrap();
         let (one, two) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
         assert_eq!(id(&one, b"a").fingerprint, id(&two, b"a").fingerprint);
         assert_ne!(id(&one, b"a").fingerprint, id(&one, b"b").fingerprint);

@@ -16,9 +16,7 @@ use super::server::Peer;
 use super::{convert, methods, pb::key_service_server, status::status};
 use crate::domain::{InstanceId, Key, KeyName, Malformed};
 use crate::error::Error;
-use crate::service::{
-    Answer, Call, Caller, DekAnswer, DekRequest, Listed, Method, Service,
-};
+use crate::service::{Answer, Call, Caller, DekAnswer, DekRequest, Listed, Method, Service};
 
 /// The services, on the use cases.
 #[derive(Clone)]
@@ -279,8 +277,7 @@ impl key_service_server::KeyService for Edge {
             request,
             |message| &message.name,
             |service, caller, message| async move {
-                let (call, name) =
-                    enter_key(&service, &caller, &methods::GET_KEY, &message.name)?;
+                let (call, name) = enter_key(&service, &caller, &methods::GET_KEY, &message.name)?;
                 service.key(&call, &name)
             },
             self.encode_key(),
@@ -321,8 +318,7 @@ impl key_service_server::KeyService for Edge {
             |service, caller, message| async move {
                 let pb::UpdateKeyRequest { key, update_mask } = message;
                 let key = key.unwrap_or_default();
-                let (call, name) =
-                    enter_key(&service, &caller, &methods::UPDATE_KEY, &key.name)?;
+                let (call, name) = enter_key(&service, &caller, &methods::UPDATE_KEY, &key.name)?;
                 let (etag, update) = convert::update(key, update_mask)?;
                 service.update_key(&call, name, etag, update).await
             },
@@ -446,8 +442,7 @@ impl audit_service_server::AuditService for Edge {
             request,
             |message| &message.parent,
             |service, caller, message| async move {
-                let (call, instance) =
-                    enter_instance(&service, &caller, method, &message.parent)?;
+                let (call, instance) = enter_instance(&service, &caller, method, &message.parent)?;
                 let query = convert::audit_query(instance, message)?;
                 service.list_audit_events(&call, query).await
             },

@@ -99,8 +99,14 @@ mod tests {
             assert_eq!(status.code() as i32, reason.wire().code as i32);
             assert_eq!(status.message(), "message");
             let info = status.get_details_error_info().unwrap();
-            assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason.wire().name, "rootkeyd.v1"));
-            assert_eq!(info.metadata.get("status_reason").map(String::as_str), reason.wire().status_reason);
+            assert_eq!(
+                (info.reason.as_str(), info.domain.as_str()),
+                (reason.wire().name, "rootkeyd.v1")
+            );
+            assert_eq!(
+                info.metadata.get("status_reason").map(String::as_str),
+                reason.wire().status_reason
+            );
             assert_eq!(info.metadata["subject"], "subject");
             assert_eq!(status.get_details_request_info().unwrap().request_id, "id");
         }

@@ -75,8 +75,7 @@ impl Service {
         method: &'static Method,
         requests: Vec<DekRequest>,
     ) -> Vec<Result<DekAnswer, Error>> {
-        let names: Vec<_> =
-            requests.iter().map(|r| (r.key.clone(), r.resource.clone())).collect();
+        let names: Vec<_> = requests.iter().map(|r| (r.key.clone(), r.resource.clone())).collect();
         let permitted: Vec<_> =
             requests.into_iter().map(|request| self.permit_dek(caller, method, request)).collect();
         let mut results = self.run_deks(caller, permitted).await;
@@ -198,10 +197,11 @@ impl Service {
         let mut event = match result {
             Ok((answer, _)) => {
                 let key = &answer.key;
-                let mut event =
-                    self.event(caller, method.action, (&key.name(), Outcome::Success));
+                let mut event = self.event(caller, method.action, (&key.name(), Outcome::Success));
                 event.key_version = key.version_name(answer.version);
-                if let Some((to, _)) = answer.wrapped.as_ref().filter(|(to, _)| *to != answer.version) {
+                if let Some((to, _)) =
+                    answer.wrapped.as_ref().filter(|(to, _)| *to != answer.version)
+                {
                     event.details.push(("rewrapped_key_version".into(), key.version_name(*to)));
                 }
                 event
@@ -292,9 +292,10 @@ fn check_size(action: &DekAction) -> Result<(), Malformed> {
         DekAction::Generate(length) if !GENERATED_BYTES.contains(length) => {
             Err(Malformed::new("size_bytes", "must be 16 to 512, or 0 for 32"))
         }
-        DekAction::Wrap(_) | DekAction::Generate(_) | DekAction::Unwrap(_) | DekAction::Rewrap(_) => {
-            Ok(())
-        }
+        DekAction::Wrap(_)
+        | DekAction::Generate(_)
+        | DekAction::Unwrap(_)
+        | DekAction::Rewrap(_) => Ok(()),
     }
 }
 

@@ -8,9 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::{Answer, Call, Service};
 use crate::audit::{Cursor, Query, Record};
-use crate::domain::{
-    InstanceId, Key, KeyId, KeyName, KeyState, Malformed, Timestamp, Version,
-};
+use crate::domain::{InstanceId, Key, KeyId, KeyName, KeyState, Malformed, Timestamp, Version};
 use crate::error::{Error, Reason};
 
 /// One page of something.
@@ -85,9 +83,8 @@ impl Service {
                 break;
             }
         }
-        let more = place.filter(|place| {
-            !self.registry.after(&query.instance, Some(*place), 1).is_empty()
-        });
+        let more =
+            place.filter(|place| !self.registry.after(&query.instance, Some(*place), 1).is_empty());
         let listed = Listed { items, next_page_token: more.map_or_else(String::new, place_token) };
         Ok(Answer::about(listed, format!("instances/{}", query.instance)))
     }
@@ -112,8 +109,7 @@ impl Service {
                 .filter(|left| (1..key.versions.len()).contains(left))
                 .ok_or(BAD_TOKEN)?,
         };
-        let items: Vec<_> =
-            key.versions[..left].iter().rev().take(page_size).cloned().collect();
+        let items: Vec<_> = key.versions[..left].iter().rev().take(page_size).cloned().collect();
         let left = left - items.len();
         let next_page_token = if left == 0 { String::new() } else { left.to_string() };
         let about = key.name();

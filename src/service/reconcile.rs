@@ -86,7 +86,8 @@ impl Service {
         let stage = IntentStage::Creating;
         let intent = Intent { object, key, stage, begun: self.now(), purpose };
         self.intents.begin(intent.clone());
-        if let Err(error) = self.store.commit(Change { begin: vec![intent], ..Change::default() }).await
+        if let Err(error) =
+            self.store.commit(Change { begin: vec![intent], ..Change::default() }).await
         {
             self.intents.end(object);
             return Err(error.into());
@@ -155,8 +156,7 @@ impl Service {
         let deadline = Instant::now() + self.settings.object_deadline;
         self.hsm.destroy(object, deadline).await?;
         let event = self.undo_event(intent);
-        let change =
-            Change { end: vec![object], events: vec![event.clone()], ..Change::default() };
+        let change = Change { end: vec![object], events: vec![event.clone()], ..Change::default() };
         self.store.commit(change).await?;
         tracing::info!(%object, purpose = intent.purpose, "an unfinished change was undone");
         self.publish(vec![event]).await;

@@ -176,7 +176,9 @@ mod tests {
         let find = |name: String| registry.find(&name.parse().unwrap()).map(|slot| slot.key().id);
         assert_eq!(find(key.name()).unwrap(), key.id);
         assert_eq!(find("instances/default/keys/volumes".into()).unwrap(), key.id);
-        for name in [format!("instances/other/keys/{}", key.id), "instances/other/keys/volumes".into()] {
+        for name in
+            [format!("instances/other/keys/{}", key.id), "instances/other/keys/volumes".into()]
+        {
             assert_eq!(find(name).unwrap_err().reason, Reason::KeyNotFound);
         }
     }
