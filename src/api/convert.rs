@@ -188,7 +188,9 @@ pub(super) fn update(key: pb::Key, mask: Option<FieldMask>) -> Result<(String, U
             "rotation_period" => return Err(Error::unimplemented("key.rotation_period")),
             "dual_auth_delete" => return Err(Error::unimplemented("key.dual_auth_delete")),
             _ => {
-                return Err(Malformed::new("update_mask", "names a field that cannot change").into());
+                return Err(
+                    Malformed::new("update_mask", "names a field that cannot change").into()
+                );
             }
         }
     }

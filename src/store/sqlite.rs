@@ -1,0 +1,422 @@
+//! SQLite as the store of a single daemon: one thread owns the one connection.
+//!
+//! Changes that wait are carried out in one transaction, each in a savepoint of
+//! its own, so that one fsync serves many and one that fails disturbs no other.
+//! WAL with synchronous=FULL: a commit is durable when it returns. The locking
+//! mode is exclusive, since the daemon owns the directory: no shared-memory file,
+//! and a second opener is refused by SQLite too.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use parking_lot::Mutex;
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::rows::{self, RowError};
+use super::{Change, KeyWrite, Pending, Request, Snapshot, Store, StoreError};
+use crate::domain::PrincipalId;
+
+/// A store in one SQLite file.
+pub struct Sqlite {
+    /// `None` once it is closed.
+    work: Mutex<Option<Sender<Work>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+enum Work {
+    Load(Sender<Result<Snapshot, StoreError>>),
+    Commit(Box<Change>, oneshot::Sender<Result<(), StoreError>>),
+    Find(PrincipalId, Uuid, oneshot::Sender<Result<Option<Request>, StoreError>>),
+    #[cfg(test)]
+    Run(Box<dyn FnOnce(&Connection) + Send>),
+}
+
+impl Sqlite {
+    /// Opens `path`, which is made if there is none, and brings its tables up to
+    /// date. `queue` changes may wait.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], or [`StoreError::Corrupt`] if it is no store
+    /// of ours or of a newer version.
+    pub fn open(path: &Path, queue: usize) -> Result<Self, StoreError> {
+        create_file(path).map_err(|source| unavailable("it cannot be made", source))?;
+        let mut connection =
+            Connection::open(path).map_err(|error| unavailable("it cannot be opened", error))?;
+        set_up(&connection).map_err(|error| opening(path, error))?;
+        migrate(&mut connection, path)?;
+        let (work, waiting) = crossbeam_channel::bounded(queue);
+        let thread = std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || run(connection, &waiting))
+            .map_err(|source| unavailable("its thread cannot be made", source))?;
+        Ok(Self { work: Mutex::new(Some(work)), thread: Mutex::new(Some(thread)) })
+    }
+
+    fn send(&self, work: Work) -> Result<(), (Work, StoreError)> {
+        let sender = self.work.lock();
+        let Some(sender) = &*sender else {
+            return Err((work, unavailable("it is closed", rusqlite::Error::InvalidQuery)));
+        };
+        sender.try_send(work).map_err(|error| match error {
+            TrySendError::Full(work) => (work, StoreError::Overloaded),
+            TrySendError::Disconnected(work) => {
+                (work, unavailable("its thread is gone", rusqlite::Error::InvalidQuery))
+            }
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_connection(&self, run: impl FnOnce(&Connection) + Send + 'static) {
+        assert!(self.send(Work::Run(Box::new(run))).is_ok());
+    }
+}
+
+impl Store for Sqlite {
+    fn load(&self) -> Result<Snapshot, StoreError> {
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        self.send(Work::Load(reply)).map_err(|(_, error)| error)?;
+        answer.recv().map_err(|gone| unavailable("its thread is gone", gone))?
+    }
+
+    fn commit(&self, change: Change) -> Pending<()> {
+        let (reply, answer) = oneshot::channel();
+        if let Err((Work::Commit(_, reply), error)) =
+            self.send(Work::Commit(Box::new(change), reply))
+        {
+            drop(reply.send(Err(error)));
+        }
+        Pending(answer)
+    }
+
+    fn find_request(&self, principal: &PrincipalId, id: Uuid) -> Pending<Option<Request>> {
+        let (reply, answer) = oneshot::channel();
+        if let Err((Work::Find(_, _, reply), error)) =
+            self.send(Work::Find(principal.clone(), id, reply))
+        {
+            drop(reply.send(Err(error)));
+        }
+        Pending(answer)
+    }
+
+    fn close(&self) {
+        // Without a sender the thread ends when it has done what waits.
+        drop(self.work.lock().take());
+        let thread = self.thread.lock().take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the store's thread panicked");
+        }
+    }
+}
+
+fn run(mut connection: Connection, waiting: &Receiver<Work>) {
+    while let Ok(first) = waiting.recv() {
+        let mut changes = Vec::new();
+        for work in std::iter::once(first).chain(waiting.try_iter().take(MOST_TOGETHER - 1)) {
+            match work {
+                Work::Commit(change, reply) => changes.push((change, reply)),
+                other => {
+                    // In order: what was sent before it is done before it.
+                    commit_all(&mut connection, std::mem::take(&mut changes));
+                    answer(&connection, other);
+                }
+            }
+        }
+        commit_all(&mut connection, changes);
+    }
+    // Brings the WAL into the file; if that fails the next start does it.
+    if let Err((_, error)) = connection.close() {
+        tracing::warn!(%error, "the store was not closed well");
+    }
+}
+
+fn answer(connection: &Connection, work: Work) {
+    match work {
+        Work::Load(reply) => drop(reply.send(load(connection).map_err(reading))),
+        Work::Find(principal, id, reply) => {
+            let found = rows::find_request(connection, &principal, id);
+            drop(reply.send(found.map_err(reading)));
+        }
+        Work::Commit(_, reply) => drop(reply.send(Err(StoreError::Overloaded))),
+        #[cfg(test)]
+        Work::Run(run) => run(connection),
+    }
+}
+
+type Waiting = (Box<Change>, oneshot::Sender<Result<(), StoreError>>);
+
+/// Carries out all of `changes` in one transaction, and answers.
+fn commit_all(connection: &mut Connection, changes: Vec<Waiting>) {
+    if changes.is_empty() {
+        return;
+    }
+    let (changes, replies): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
+    let mut results = Vec::with_capacity(changes.len());
+    let committed = connection
+        .transaction_with_behavior(TransactionBehavior::Immediate)
+        .map_err(RowError::from)
+        .and_then(|mut transaction| {
+            for change in &changes {
+                let applied = apply_alone(&mut transaction, change);
+                match applied {
+                    // SQLite has taken back everything, as it does when the disk is full.
+                    Err(error) if transaction.is_autocommit() => return Err(error),
+                    applied => results.push(applied),
+                }
+            }
+            Ok(transaction.commit()?)
+        });
+    let answers: Vec<_> = match committed {
+        Ok(()) => results.into_iter().map(|applied| applied.map_err(writing)).collect(),
+        Err(error) => {
+            let lost = writing(error).to_string();
+            let answer = |_: &_| Err(unavailable("it cannot be written", lost.clone()));
+            changes.iter().map(answer).collect()
+        }
+    };
+    for (reply, answer) in replies.into_iter().zip(answers) {
+        // A caller who no longer waits is no matter: it is done.
+        drop(reply.send(answer));
+    }
+}
+
+/// In a savepoint, which takes back what it did if it fails.
+fn apply_alone(transaction: &mut Transaction<'_>, change: &Change) -> Result<(), RowError> {
+    let savepoint = transaction.savepoint()?;
+    apply(&savepoint, change)?;
+    Ok(savepoint.commit()?)
+}
+
+fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
+    let Change { key, begin, destroying, end, request, events, published } = change;
+    match key {
+        Some(KeyWrite::Insert(key)) => rows::insert_key(transaction, key)?,
+        Some(KeyWrite::Update { key, from }) => rows::update_key(transaction, key, *from)?,
+        None => {}
+    }
+    for intent in begin {
+        rows::insert_intent(transaction, intent)?;
+    }
+    for object in destroying {
+        rows::mark_destroying(transaction, *object)?;
+    }
+    for object in end {
+        rows::end_intent(transaction, *object)?;
+    }
+    if let Some(request) = request {
+        rows::insert_request(transaction, request)?;
+    }
+    for event in events {
+        rows::insert_event(transaction, event)?;
+    }
+    for id in published {
+        rows::remove_event(transaction, *id)?;
+    }
+    Ok(())
+}
+
+fn load(connection: &Connection) -> Result<Snapshot, RowError> {
+    Ok(Snapshot {
+        keys: rows::load_keys(connection)?,
+        intents: rows::load_intents(connection)?,
+        outbox: rows::load_outbox(connection)?,
+    })
+}
+
+/// After an I/O error nobody knows what is on the disk, and to try an fsync again
+/// would hide what was lost. The restart reads the disk
+/// (`facts/reliability.md` 2.2).
+fn end_if_unknown(error: &rusqlite::Error) {
+    let known = match error.sqlite_error_code() {
+        Some(code) => certainly_nothing_written(code),
+        // Not SQLite's: a fault before it was asked.
+        None => true,
+    };
+    if !known {
+        tracing::error!(%error, "the store does not know what is on the disk; the daemon ends");
+        std::process::abort();
+    }
+}
+
+fn certainly_nothing_written(code: ErrorCode) -> bool {
+    use ErrorCode::{
+        ConstraintViolation, DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory, ReadOnly,
+    };
+    [ConstraintViolation, DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory, ReadOnly]
+        .contains(&code)
+}
+
+fn writing(error: RowError) -> StoreError {
+    match error {
+        RowError::Store(error) => error,
+        RowError::Sqlite(error) => {
+            end_if_unknown(&error);
+            if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) {
+                return StoreError::Conflict;
+            }
+            unavailable("it cannot be written", error)
+        }
+    }
+}
+
+fn reading(error: RowError) -> StoreError {
+    match error {
+        RowError::Store(error) => error,
+        RowError::Sqlite(error) => unavailable("it cannot be read", error),
+    }
+}
+
+fn create_file(path: &Path) -> std::io::Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.sync_all()?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    File::open(fs::canonicalize(directory)?)?.sync_all()
+}
+
+fn set_up(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+    connection.pragma_update(None, "trusted_schema", "OFF")?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+/// Brings the tables up to date, one file of `migrations/` after the other.
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    let pragma = |connection: &Connection, name: &str| -> Result<i64, StoreError> {
+        connection
+            .pragma_query_value(None, name, |row| row.get(0))
+            .map_err(|error| opening(path, error))
+    };
+    let id = pragma(connection, "application_id")?;
+    let version = pragma(connection, "user_version")?;
+    let empty = version == 0 && id == 0;
+    if !empty && id != APPLICATION_ID {
+        return Err(corrupt(path, "is another program's database"));
+    }
+    let version = usize::try_from(version).unwrap_or(usize::MAX);
+    if version > MIGRATIONS.len() {
+        return Err(corrupt(path, "is of a newer rootkeyd; use that one"));
+    }
+    for (number, sql) in MIGRATIONS.iter().enumerate().skip(version) {
+        let migrated = connection.transaction().and_then(|transaction| {
+            transaction.execute_batch(sql)?;
+            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+            transaction.pragma_update(None, "user_version", number + 1)?;
+            transaction.commit()
+        });
+        migrated.map_err(|error| opening(path, error))?;
+    }
+    Ok(())
+}
+
+fn opening(path: &Path, error: rusqlite::Error) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            corrupt(path, "is no SQLite database, or a damaged one")
+        }
+        _ => unavailable("it cannot be opened", error),
+    }
+}
+
+fn corrupt(path: &Path, what: &str) -> StoreError {
+    StoreError::Corrupt { what: format!("{} {what}", path.display()) }
+}
+
+fn unavailable(
+    what: &'static str,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> StoreError {
+    StoreError::Unavailable { what, source: source.into() }
+}
+
+/// "rkey": whose database it is.
+const APPLICATION_ID: i64 = 0x726b_6579;
+/// The tables, from nothing to now. Never edited, only added to.
+const MIGRATIONS: [&str; 1] = [include_str!("migrations/sqlite/0001_keys.sql")];
+/// Changes in one transaction.
+const MOST_TOGETHER: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::super::conformance;
+    use super::*;
+    use crate::domain::Timestamp;
+    use crate::domain::key::tests::key_at;
+    use std::sync::Arc;
+
+    fn open(path: &Path) -> Sqlite {
+        Sqlite::open(path, 64).unwrap()
+    }
+
+    #[test]
+    fn sqlite_does_what_every_store_must() {
+        conformance::run(|directory| Arc::new(open(&directory.join("store.sqlite"))));
+    }
+
+    #[test]
+    fn a_commit_is_durable_by_the_settings_in_force() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = open(&directory.path().join("s"));
+        let (tell, told) = crossbeam_channel::bounded(1);
+        store.with_connection(move |connection| {
+            let text = |name| connection.pragma_query_value(None, name, |r| r.get::<_, String>(0));
+            let number = |name| connection.pragma_query_value(None, name, |r| r.get::<_, i64>(0));
+            let values = (text("journal_mode").unwrap(), number("synchronous").unwrap());
+            tell.send((values, number("foreign_keys").unwrap())).unwrap();
+        });
+        assert_eq!(told.recv().unwrap(), (("wal".into(), 2), 1));
+    }
+
+    #[test]
+    fn what_is_not_our_database_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let cases: [(&str, i64, i64); 2] =
+            [("another program's", 5, 1), ("newer", APPLICATION_ID, 99)];
+        for (said, id, version) in cases {
+            let _ = fs::remove_file(&path);
+            let connection = Connection::open(&path).unwrap();
+            connection.pragma_update(None, "application_id", id).unwrap();
+            connection.pragma_update(None, "user_version", version).unwrap();
+            drop(connection);
+            let refusal = Sqlite::open(&path, 1).map(drop).unwrap_err().to_string();
+            assert!(refusal.contains(said), "{refusal}");
+        }
+        let garbage = vec![0x5a; 5000];
+        fs::write(&path, &garbage).unwrap();
+        let refusal = Sqlite::open(&path, 1).map(drop).unwrap_err().to_string();
+        assert!(refusal.contains("no SQLite database"), "{refusal}");
+        assert_eq!(fs::read(&path).unwrap(), garbage);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_refuses_changes_and_is_got_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = open(&directory.path().join("s"));
+        store.with_connection(|connection| {
+            let pages: i64 =
+                connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+            connection.pragma_update(None, "max_page_count", pages).unwrap();
+        });
+        let mut key = key_at(Timestamp::from_seconds(1));
+        key.created_by = "x".repeat(20_000).into();
+        let insert =
+            |key| Change { key: Some(KeyWrite::Insert(Arc::new(key))), ..Change::default() };
+        let refused = store.commit(insert(key.clone())).await;
+        assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
+        store.with_connection(|connection| {
+            connection.pragma_update(None, "max_page_count", 1_000_000).unwrap();
+        });
+        store.commit(insert(key.clone())).await.unwrap();
+        assert_eq!(store.load().unwrap().keys, [key]);
+    }
+}

@@ -1,0 +1,314 @@
+//! A running daemon: the real binary, a real SoftHSM token, real sockets, in a
+//! directory and on a port of its own.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail")]
+#![expect(dead_code, reason = "each test binary uses a part")]
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rootkeyd::api::pb;
+use rootkeyd::api::pb::admin_service_client::AdminServiceClient;
+use rootkeyd::api::pb::audit_service_client::AuditServiceClient;
+use rootkeyd::api::pb::crypto_service_client::CryptoServiceClient;
+use rootkeyd::api::pb::key_service_client::KeyServiceClient;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+/// A daemon, and the directory that it keeps everything in.
+pub struct Daemon {
+    child: Child,
+    pub address: String,
+    pub dir: PathBuf,
+    pub clock: PathBuf,
+    pub log: PathBuf,
+    /// Removes the directory, if it is ours.
+    _temporary: Option<TempDir>,
+}
+
+/// One principal's clients.
+#[derive(Clone)]
+pub struct Client {
+    pub crypto: CryptoServiceClient<Channel>,
+    pub keys: KeyServiceClient<Channel>,
+    pub audit: AuditServiceClient<Channel>,
+    pub admin: AdminServiceClient<Channel>,
+    pub channel: Channel,
+}
+
+/// What a refusal says, as a client reads it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Refusal {
+    pub code: Code,
+    pub reason: String,
+    pub message: String,
+    pub metadata: HashMap<String, String>,
+    pub retry_after: Option<Duration>,
+}
+
+pub const DAEMON: &str = env!("CARGO_BIN_EXE_rootkeyd");
+pub const CLI: &str = env!("CARGO_BIN_EXE_rootkeyctl");
+
+impl Daemon {
+    /// In a new directory, on first use.
+    pub fn start() -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path().join("dev");
+        Self { _temporary: Some(temporary), ..Self::start_in(&dir) }
+    }
+
+    /// In a new directory, whose configuration `edit` changes after the first use.
+    pub fn start_edited(edit: impl FnOnce(String) -> String) -> Self {
+        let mut daemon = Self::start();
+        daemon.terminate();
+        let config = daemon.dir.join("rootkeyd.toml");
+        fs::write(&config, edit(fs::read_to_string(&config).unwrap())).unwrap();
+        daemon.start_again();
+        daemon
+    }
+
+    /// In `dir`.
+    pub fn start_in(dir: &Path) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        let (clock, log) = (dir.join("clock"), dir.join("log"));
+        let (child, address) = spawn(dir, &clock, &log);
+        Self { child, address, dir: dir.into(), clock, log, _temporary: None }
+    }
+
+    /// After it was ended: again in the same directory.
+    pub fn start_again(&mut self) {
+        (self.child, self.address) = spawn(&self.dir, &self.clock, &self.log);
+    }
+
+    /// SIGTERM; waits, and requires that it ended well.
+    pub fn terminate(&mut self) {
+        self.signal(Signal::TERM);
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}\n{}", self.logged());
+    }
+
+    /// SIGKILL; waits.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.child.wait().unwrap();
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it logged so far.
+    pub fn logged(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Sets the daemon's clock: `system`, `+31s`, or an RFC 3339 time.
+    pub fn set_clock(&self, text: &str) {
+        let temporary = self.clock.with_extension("new");
+        fs::write(&temporary, text).unwrap();
+        fs::rename(&temporary, &self.clock).unwrap();
+    }
+
+    /// The clients of `admin`, `block-storage`, `file-storage` or `image`.
+    pub async fn client(&self, name: &str) -> Client {
+        let channel = self.endpoint(Some(name)).connect().await.unwrap();
+        Client::new(channel)
+    }
+
+    /// An endpoint with the certificate of `name`, or none.
+    pub fn endpoint(&self, name: Option<&str>) -> Endpoint {
+        let read = |file: String| fs::read(self.dir.join("tls").join(file)).unwrap();
+        let mut tls =
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("ca.pem".into())));
+        if let Some(name) = name {
+            let (certificate, key) = (read(format!("{name}.pem")), read(format!("{name}.key")));
+            tls = tls.identity(Identity::from_pem(certificate, key));
+        }
+        let uri = format!("https://{}", self.address);
+        let endpoint = Endpoint::from_shared(uri).unwrap().tls_config(tls).unwrap();
+        endpoint.connect_timeout(Duration::from_secs(20))
+    }
+
+    /// `rootkeyctl` with these arguments, as the admin.
+    pub fn cli(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(CLI);
+        command.args(arguments).env("ROOTKEYCTL_CONFIG", self.dir.join("client.toml"));
+        command
+    }
+
+    /// Waits until `done`, at most a minute.
+    pub async fn until(&self, what: &str, mut done: impl AsyncFnMut() -> bool) {
+        let began = Instant::now();
+        while !done().await {
+            assert!(began.elapsed() < Duration::from_secs(60), "{what}\n{}", self.logged());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log\n{}", self.logged());
+        }
+    }
+}
+
+fn spawn(dir: &Path, clock: &Path, log: &Path) -> (Child, String) {
+    let log_file = File::options().create(true).append(true).open(log).unwrap();
+    let mut child = Command::new(DAEMON)
+        .args(["dev", "--listen", "127.0.0.1:0", "--dir"])
+        .arg(dir)
+        .arg("--test-clock")
+        .arg(clock)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log_file)
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("listening on ").map(str::to_owned);
+    let address = address.unwrap_or_else(|| {
+        panic!("the daemon did not start\n{}", fs::read_to_string(log).unwrap_or_default())
+    });
+    (child, address)
+}
+
+impl Client {
+    pub fn new(channel: Channel) -> Self {
+        Self {
+            crypto: CryptoServiceClient::new(channel.clone())
+                .max_decoding_message_size(64 << 20)
+                .max_encoding_message_size(64 << 20),
+            keys: KeyServiceClient::new(channel.clone()),
+            audit: AuditServiceClient::new(channel.clone()),
+            admin: AdminServiceClient::new(channel.clone()),
+            channel,
+        }
+    }
+
+    /// Makes a key in instance `default`.
+    pub async fn create(&mut self, display_name: &str) -> pb::Key {
+        let key = pb::Key { display_name: display_name.into(), ..Default::default() };
+        self.create_key(key).await.unwrap()
+    }
+
+    pub async fn create_key(&mut self, key: pb::Key) -> Result<pb::Key, Refusal> {
+        let request = pb::CreateKeyRequest {
+            parent: "instances/default".into(),
+            key: Some(key),
+            request_id: String::new(),
+        };
+        self.keys.create_key(request).await.map(tonic::Response::into_inner).map_err(refusal)
+    }
+
+    pub async fn wrap(&mut self, key: &str, dek: &[u8], aad: &[&[u8]]) -> Result<Vec<u8>, Refusal> {
+        let request = pb::WrapDekRequest {
+            key: key.into(),
+            dek: dek.to_vec(),
+            aad: items(aad),
+            resource: String::new(),
+        };
+        let response = self.crypto.wrap_dek(request).await.map_err(refusal)?;
+        Ok(response.into_inner().wrapped_dek.to_vec())
+    }
+
+    pub async fn unwrap(
+        &mut self,
+        key: &str,
+        wrapped: &[u8],
+        aad: &[&[u8]],
+    ) -> Result<pb::UnwrapDekResponse, Refusal> {
+        let request = unwrap_request(key, wrapped, aad);
+        let response = self.crypto.unwrap_dek(request).await.map_err(refusal)?;
+        Ok(response.into_inner())
+    }
+
+    pub async fn disable(&mut self, name: &str) -> Result<pb::Key, Refusal> {
+        let request = pb::DisableKeyRequest { name: name.into(), etag: String::new() };
+        self.keys.disable_key(request).await.map(tonic::Response::into_inner).map_err(refusal)
+    }
+
+    pub async fn enable(&mut self, name: &str) -> Result<pb::Key, Refusal> {
+        let request = pb::EnableKeyRequest { name: name.into(), etag: String::new() };
+        self.keys.enable_key(request).await.map(tonic::Response::into_inner).map_err(refusal)
+    }
+
+    pub async fn delete(&mut self, name: &str) -> Result<pb::Key, Refusal> {
+        let request = pb::DeleteKeyRequest { name: name.into(), etag: String::new(), force: false };
+        self.keys.delete_key(request).await.map(tonic::Response::into_inner).map_err(refusal)
+    }
+
+    pub async fn restore(&mut self, name: &str) -> Result<pb::Key, Refusal> {
+        let request = pb::RestoreKeyRequest { name: name.into(), etag: String::new() };
+        self.keys.restore_key(request).await.map(tonic::Response::into_inner).map_err(refusal)
+    }
+
+    pub async fn rotate(&mut self, name: &str) -> Result<pb::Key, Refusal> {
+        let request = pb::RotateKeyRequest { name: name.into(), ..Default::default() };
+        self.keys.rotate_key(request).await.map(tonic::Response::into_inner).map_err(refusal)
+    }
+
+    pub async fn get(&mut self, name: &str) -> Result<pb::Key, Refusal> {
+        let request = pb::GetKeyRequest { name: name.into() };
+        self.keys.get_key(request).await.map(tonic::Response::into_inner).map_err(refusal)
+    }
+
+    /// Every audit record of instance `default`, newest first.
+    pub async fn audit_events(&mut self) -> Vec<pb::AuditEvent> {
+        let (mut events, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let request = pb::ListAuditEventsRequest {
+                parent: "instances/default".into(),
+                page_size: 5000,
+                page_token,
+                key: String::new(),
+            };
+            // A page of 5000 records is more than the default of 4 MiB.
+            let mut audit = self.audit.clone().max_decoding_message_size(64 << 20);
+            let page = audit.list_audit_events(request).await.unwrap().into_inner();
+            events.extend(page.audit_events);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return events;
+            }
+        }
+    }
+}
+
+pub fn unwrap_request(key: &str, wrapped: &[u8], aad: &[&[u8]]) -> pb::UnwrapDekRequest {
+    let (key, wrapped_dek) = (key.into(), wrapped.to_vec());
+    pb::UnwrapDekRequest { key, wrapped_dek, aad: items(aad), resource: String::new() }
+}
+
+pub fn items(aad: &[&[u8]]) -> Vec<Vec<u8>> {
+    aad.iter().map(|item| item.to_vec()).collect()
+}
+
+/// Reads a status as a client would; fails if it lacks ErrorInfo.
+pub fn refusal(status: Status) -> Refusal {
+    let info =
+        status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
+    assert_eq!(info.domain, "rootkeyd.v1");
+    Refusal {
+        code: status.code(),
+        reason: info.reason,
+        message: status.message().into(),
+        metadata: info.metadata,
+        retry_after: status.get_details_retry_info().and_then(|info| info.retry_delay),
+    }
+}
