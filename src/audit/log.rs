@@ -1,0 +1,141 @@
+//! The thread that writes the audit log. It takes all appends that wait, puts
+//! their records behind one another, writes them with one write and one
+//! fdatasync, and only then answers (group commit).
+
+use std::io;
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+use parking_lot::RwLock;
+use tokio::sync::oneshot;
+
+use super::AuditError;
+use super::chain::{Head, TooLong};
+use super::segment::{Directory, HEADER, Tail};
+
+/// Most bytes of one batch, and so of what a crash can tear.
+pub(super) const BATCH_BYTES: usize = 4 << 20;
+
+/// Events that are to be appended together.
+pub(super) struct Entry {
+    pub(super) events: Vec<crate::domain::Event>,
+    pub(super) answer: Answer,
+}
+
+/// The sequence of the first record, once all are durable.
+pub(super) type Answer = oneshot::Sender<Result<u64, AuditError>>;
+
+/// What of the log is durable, and so may be read.
+pub(super) struct State {
+    /// First sequence numbers of all segments, in order; never empty.
+    pub(super) segments: Vec<u64>,
+    /// Length of the newest segment, in bytes.
+    pub(super) end: u64,
+    pub(super) head: Head,
+}
+
+/// What the thread owns.
+pub(super) struct Writer {
+    directory: Directory,
+    tail: Tail,
+    segment_bytes: u64,
+    state: Arc<RwLock<State>>,
+    /// Where the chain will stand after the batch.
+    head: Head,
+    batch: Vec<u8>,
+    waiting: Vec<(u64, Answer)>,
+}
+
+impl Writer {
+    /// Goes on at `tail`, where the chain stands as in `state`.
+    pub(super) fn new(
+        directory: Directory,
+        tail: Tail,
+        segment_bytes: u64,
+        state: Arc<RwLock<State>>,
+    ) -> Self {
+        let head = state.read().head;
+        let (batch, waiting) = (Vec::new(), Vec::new());
+        Self { directory, tail, segment_bytes, state, head, batch, waiting }
+    }
+
+    /// Until every sender of the queue is gone and nothing waits in it.
+    pub(super) fn run(mut self, queue: &Receiver<Entry>) {
+        while let Ok(entry) = queue.recv() {
+            self.add(entry);
+            while self.has_room()
+                && let Ok(entry) = queue.try_recv()
+            {
+                self.add(entry);
+            }
+            self.commit();
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.batch.len() + ENTRY_BYTES <= BATCH_BYTES
+            && self.head.records - self.state.read().head.records < BATCH_RECORDS
+    }
+
+    fn add(&mut self, Entry { events, answer }: Entry) {
+        let (head, start) = (self.head, self.batch.len());
+        for event in &events {
+            let pushed = self.head.push(event, &mut self.batch);
+            if pushed == Err(TooLong) || self.batch.len() - start > ENTRY_BYTES {
+                self.head = head;
+                self.batch.truncate(start);
+                return reply(answer, Err(failed(&io::ErrorKind::InvalidInput.into())));
+            }
+        }
+        self.waiting.push((head.records + 1, answer));
+    }
+
+    fn commit(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let written = self.write();
+        match &written {
+            Ok(()) => {
+                let mut state = self.state.write();
+                (state.end, state.head) = (self.tail.end, self.head);
+            }
+            Err(error) => {
+                tracing::error!(%error, "audit records could not be written");
+                self.head = self.state.read().head;
+            }
+        }
+        for (first, answer) in self.waiting.drain(..) {
+            reply(answer, written.as_ref().map(|()| first).map_err(failed));
+        }
+        self.batch.clear();
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        if self.tail.end > HEADER && self.tail.end + self.batch.len() as u64 > self.segment_bytes {
+            let head = self.state.read().head;
+            self.tail = Tail::create(&self.directory, &head)?;
+            let mut state = self.state.write();
+            state.segments.push(head.records + 1);
+            state.end = self.tail.end;
+        }
+        self.tail.append(&self.batch)
+    }
+}
+
+fn reply(answer: Answer, what: Result<u64, AuditError>) {
+    // Who does not wait any more does not need the answer; the record stays.
+    drop(answer.send(what));
+}
+
+/// An `io::Error` cannot be cloned, and each of those who wait gets one.
+fn failed(error: &io::Error) -> AuditError {
+    let source =
+        error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+    AuditError::Unavailable { what: "append", source }
+}
+
+/// Most bytes of one append.
+const ENTRY_BYTES: usize = BATCH_BYTES / 2;
+/// A batch that has as many records is written before more are taken.
+const BATCH_RECORDS: u64 = 1024;
