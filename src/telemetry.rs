@@ -15,6 +15,9 @@ pub fn init(log: &Log) -> Result<(), String> {
     let filter = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_unset| log.filter.clone());
     let filter = EnvFilter::try_new(&filter)
         .map_err(|error| format!("log.filter: {filter:?} is not a filter ({error})"))?;
+    // cryptoki cries out at every mechanism of a token that it has no name for.
+    let filter =
+        filter.add_directive(NAMELESS_MECHANISMS.parse().map_err(|_bad| "our own filter")?);
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let begun = match log.format {
         LogFormat::Text => lines.with_ansi(false).try_init(),
@@ -23,4 +26,5 @@ pub fn init(log: &Log) -> Result<(), String> {
     begun.map_err(|error| format!("logging cannot begin: {error}"))
 }
 
+const NAMELESS_MECHANISMS: &str = "cryptoki::mechanism=off";
 const FILTER_VARIABLE: &str = "ROOTKEYD_LOG";

@@ -115,8 +115,7 @@ async fn whatever_is_wrong_with_a_wrapped_dek_the_refusal_is_one_and_the_same() 
                 panic!("a spoilt wrapped DEK unwrapped")
             };
             let pb::UnwrapDekRefusal { code, reason, message, metadata } = refusal;
-            let metadata: Vec<_> =
-                metadata.into_iter().filter(|(name, _)| name != "subject").collect();
+            let metadata: std::collections::BTreeMap<_, _> = metadata.into_iter().collect();
             refusals.insert((code, reason, message, metadata));
         }
     }

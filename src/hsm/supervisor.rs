@@ -51,7 +51,7 @@ struct Up {
 }
 
 /// Whether to go on.
-#[derive(PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Next {
     Again,
     End,
@@ -77,20 +77,21 @@ impl Supervisor {
             let next = match self.bring_up(generation) {
                 Ok(up) => {
                     pause = FIRST_PAUSE;
-                    let (next, problem) = self.watch(&up);
-                    self.take_down(up, problem);
+                    let next = self.watch(&up);
+                    self.take_down(up, next);
                     next
                 }
                 Err(problem) => {
                     self.say_down(problem.to_string());
-                    self.wait_out(&problem, pause)
+                    let next = self.wait_out(&problem, pause);
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    next
                 }
             };
             self.refuse_all();
             if next == Next::End {
                 return;
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -137,14 +138,14 @@ impl Supervisor {
     }
 
     /// Until the token is lost or the end is ordered.
-    fn watch(&self, up: &Up) -> (Next, &'static str) {
+    fn watch(&self, up: &Up) -> Next {
         loop {
             match self.orders.recv_timeout(PROBE_EVERY) {
                 Ok(Control::Stop) | Err(RecvTimeoutError::Disconnected) => {
-                    return (Next::End, "the daemon stops");
+                    return Next::End;
                 }
                 Ok(Control::Lost { generation }) if generation == up.generation => {
-                    return (Next::Again, LOST);
+                    return Next::Again;
                 }
                 Ok(Control::Lost { .. }) => {}
                 Err(RecvTimeoutError::Timeout) => {
@@ -152,17 +153,20 @@ impl Supervisor {
                     let proven = canary.map(|key| prove(&up.token.functions, &up.session, key));
                     if !matches!(proven, Some(Ok(()))) {
                         tracing::error!(?proven, "the HSM does not answer the probe");
-                        return (Next::Again, LOST);
+                        return Next::Again;
                     }
                 }
             }
         }
     }
 
-    fn take_down(&self, up: Up, problem: &str) {
+    fn take_down(&self, up: Up, next: Next) {
         // First, so that no new job is taken and callers fail at once.
         self.token.store(None);
-        self.say_down(problem.into());
+        match next {
+            Next::Again => self.say_down(LOST.into()),
+            Next::End => drop(self.tell.send_replace(Health::Down { problem: ENDED.into() })),
+        }
         let Up { module, session, workers, stop, .. } = up;
         drop(stop);
         for worker in workers {
@@ -225,4 +229,5 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// How long to wait before the module is brought up again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const ENDED: &str = "the daemon stops";
 const LOST: &str = "the token is lost; connect it again, and the daemon recovers by itself";

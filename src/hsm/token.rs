@@ -10,6 +10,7 @@ use std::path::Path;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
+use cryptoki::mechanism::MechanismType;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::Slot;
@@ -77,8 +78,9 @@ impl Token {
     pub(super) fn open(module: &Pkcs11, settings: &Settings) -> Result<(Self, Session), Problem> {
         initialize(module)?;
         let slot = slot_of(module, &settings.token_label)?;
+        let mechanisms = module.get_mechanism_list(slot)?;
         for (needed, used_for) in mechanism::NEEDED {
-            if !module.get_mechanism_list(slot)?.contains(&needed) {
+            if !mechanisms.contains(&needed) {
                 return Err(Problem::Mechanism { mechanism: needed.to_string(), used_for });
             }
         }
@@ -88,7 +90,7 @@ impl Token {
         let name = || settings.module.display().to_string();
         let functions = Functions::load(&settings.module)
             .ok_or_else(|| Problem::Functions { module: name() })?;
-        let info = describe(module, slot)?;
+        let info = describe(module, slot, &mechanisms)?;
         let token =
             Self { info, functions, module: module.clone(), slot, handles: RwLock::new(handles) };
         Ok((token, session))
@@ -220,17 +222,18 @@ fn auth_pin(pin: &Secret) -> Result<AuthPin, Problem> {
     Ok(AuthPin::new(text.into()))
 }
 
-fn describe(module: &Pkcs11, slot: Slot) -> Result<TokenInfo, Problem> {
+fn describe(
+    module: &Pkcs11,
+    slot: Slot,
+    mechanisms: &[MechanismType],
+) -> Result<TokenInfo, Problem> {
     let library = module.get_library_info()?;
-    let used_for = |name: &str| {
-        let row = mechanism::NEEDED.iter().find(|(needed, _)| needed.to_string() == name);
+    let used_for = |mechanism: &MechanismType| {
+        let row = mechanism::NEEDED.iter().find(|(needed, _)| needed == mechanism);
         row.map(|(_, used_for)| *used_for)
     };
-    let mechanisms = module.get_mechanism_list(slot)?.into_iter().map(|mechanism| {
-        let name = mechanism.to_string();
-        let used_for = used_for(&name);
-        (name, used_for)
-    });
+    let mechanisms =
+        mechanisms.iter().map(|mechanism| (mechanism.to_string(), used_for(mechanism)));
     Ok(TokenInfo {
         library: format!(
             "{} {} ({})",

@@ -127,7 +127,8 @@ impl Service {
         check_size(&action)?;
         let key = self.registry.find(&name)?.key();
         self.permit_key(&key, action_of(&action))?;
-        Ok(prepare(key, &aad, action)?)
+        let subject = key.name();
+        prepare(key, &aad, action).map_err(|unverified| Error::from(unverified).about(subject))
     }
 
     /// Sends what is permitted to the HSM as one job, and puts the answers back

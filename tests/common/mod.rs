@@ -30,7 +30,7 @@ pub struct Daemon {
     pub clock: PathBuf,
     pub log: PathBuf,
     /// Removes the directory, if it is ours.
-    _temporary: Option<TempDir>,
+    temporary: Option<TempDir>,
 }
 
 /// One principal's clients.
@@ -61,7 +61,9 @@ impl Daemon {
     pub fn start() -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let dir = temporary.path().join("dev");
-        Self { _temporary: Some(temporary), ..Self::start_in(&dir) }
+        let mut daemon = Self::start_in(&dir);
+        daemon.temporary = Some(temporary);
+        daemon
     }
 
     /// In a new directory, whose configuration `edit` changes after the first use.
@@ -79,7 +81,7 @@ impl Daemon {
         fs::create_dir_all(dir).unwrap();
         let (clock, log) = (dir.join("clock"), dir.join("log"));
         let (child, address) = spawn(dir, &clock, &log);
-        Self { child, address, dir: dir.into(), clock, log, _temporary: None }
+        Self { child, address, dir: dir.into(), clock, log, temporary: None }
     }
 
     /// After it was ended: again in the same directory.
