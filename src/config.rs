@@ -104,7 +104,7 @@ impl Config {
         let unreadable = |source| ConfigError::Unreadable { path: path.into(), source };
         let text = fs::read_to_string(path).map_err(unreadable)?;
         let path = path.canonicalize().map_err(unreadable)?;
-        let folder = path.parent().unwrap_or(Path::new("/"));
+        let folder = path.parent().unwrap_or_else(|| Path::new("/"));
         let malformed =
             |source| ConfigError::Malformed { path: path.clone(), source: Box::new(source) };
         File::check(toml::from_str(&text).map_err(malformed)?, folder)

@@ -1,6 +1,8 @@
 //! The life of a key: what each state allows, when it may come back, and what
 //! the refusals say, as the seed document and Key Protect have it.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail")]
+
 mod common;
 
 use std::collections::HashSet;

@@ -2,6 +2,7 @@
 //! `build.rs`, and the `Debug` of those that hold a DEK.
 
 #![expect(missing_docs, reason = "generated; the comments in proto/ are the documentation")]
+#![expect(clippy::allow_attributes_without_reason, reason = "generated")]
 
 use std::fmt;
 

@@ -76,11 +76,10 @@ fn metadata(error: &Error) -> HashMap<String, String> {
 fn log(error: &Error, request_id: &str) {
     let Some(cause) = error.source() else { return };
     let reason = error.reason.wire().name;
-    match error.reason {
-        Reason::Internal | Reason::HsmKeyMissing => {
-            tracing::error!(request_id, reason, cause, "a call failed");
-        }
-        _ => tracing::debug!(request_id, reason, cause, "a call was refused"),
+    if matches!(error.reason, Reason::Internal | Reason::HsmKeyMissing) {
+        tracing::error!(request_id, reason, cause, "a call failed");
+    } else {
+        tracing::debug!(request_id, reason, cause, "a call was refused");
     }
 }
 

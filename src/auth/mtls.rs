@@ -14,10 +14,11 @@ use crate::domain::PrincipalId;
 pub fn principal_of(certificate: &[u8]) -> Option<PrincipalId> {
     let (rest, certificate) = parse_x509_certificate(certificate).ok()?;
     let names = certificate.subject_alternative_name().ok()??;
-    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
-        _ => None,
-    });
+    let mut uris = names
+        .value
+        .general_names
+        .iter()
+        .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None });
     let (uri, second) = (uris.next()?, uris.next());
     if !rest.is_empty() || second.is_some() {
         return None;

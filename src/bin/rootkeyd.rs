@@ -1,5 +1,6 @@
 //! The daemon: arguments → configuration → logging → app → serve → drain.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -99,7 +100,7 @@ fn serve(
         if let Some(directory) = dev_directory {
             dev::write_client_config(&directory, app.address())?;
         }
-        println!("listening on {}", app.address());
+        writeln!(std::io::stdout(), "listening on {}", app.address())?;
         sd_notify::notify(&[NotifyState::Ready])?;
         tokio::select! {
             _ = terminate.recv() => {}

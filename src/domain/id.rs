@@ -48,7 +48,11 @@ impl InstanceId {
     /// [`Malformed`], of the field `parent`, if it has another form.
     pub fn from_parent(parent: &str) -> Result<Self, Malformed> {
         let problem = Malformed::new("parent", "must be instances/{instance}");
-        parent.strip_prefix("instances/").ok_or(problem)?.parse().map_err(|_: Malformed| problem)
+        parent
+            .strip_prefix("instances/")
+            .ok_or(problem)?
+            .parse()
+            .map_err(|_form: Malformed| problem)
     }
 }
 
@@ -180,12 +184,12 @@ impl FromStr for KeyName {
             .strip_prefix("instances/")
             .and_then(|rest| rest.split_once("/keys/"))
             .ok_or(problem)?;
-        let instance = instance.parse().map_err(|_: Malformed| problem)?;
+        let instance = instance.parse().map_err(|_form: Malformed| problem)?;
         // Only the form that we print: no braces, no urn:, no capitals.
         let key = match Uuid::try_parse(key) {
             Ok(uuid) if key == uuid.hyphenated().to_string() => KeyRef::Id(KeyId(uuid)),
             Ok(_) => return Err(problem),
-            Err(_) => KeyRef::Alias(key.parse().map_err(|_: Malformed| problem)?),
+            Err(_) => KeyRef::Alias(key.parse().map_err(|_form: Malformed| problem)?),
         };
         Ok(Self { instance, key })
     }

@@ -243,7 +243,14 @@ impl Worker {
         match (verdict_of(error), error) {
             (Verdict::Module, _) => lost(error),
             (Verdict::Refused, Error::Pkcs11(rv, _)) => Failure::Answer(HsmError::Refused(*rv)),
-            _ => Failure::Answer(HsmError::Unavailable),
+            (
+                Verdict::Refused
+                | Verdict::Unverified
+                | Verdict::Ambiguous
+                | Verdict::Session
+                | Verdict::Object,
+                _,
+            ) => Failure::Answer(HsmError::Unavailable),
         }
     }
 

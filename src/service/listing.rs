@@ -20,6 +20,9 @@ pub struct Listed<T> {
     pub next_page_token: String,
 }
 
+/// A key, and one page of its versions.
+pub type VersionsOfKey = (Arc<Key>, Listed<Version>);
+
 /// Which keys to list.
 #[derive(Clone, Debug)]
 pub struct KeyQuery {
@@ -98,7 +101,7 @@ impl Service {
         _call: &Call,
         name: &KeyName,
         (page_size, page_token): (usize, &str),
-    ) -> Result<Answer<(Arc<Key>, Listed<Version>)>, Error> {
+    ) -> Result<Answer<VersionsOfKey>, Error> {
         let key = self.registry.find(name)?.key();
         // The token is how many older versions are left: new ones do not disturb it.
         let left = match page_token {

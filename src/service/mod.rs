@@ -24,7 +24,7 @@ use uuid::Uuid;
 pub use admin::{HsmReport, ServerReport};
 pub use crypto::{DekAction, DekAnswer, DekRequest};
 pub use keys::{NewKey, RequestId, Update};
-pub use listing::{AuditQuery, KeyQuery, Listed};
+pub use listing::{AuditQuery, KeyQuery, Listed, VersionsOfKey};
 
 use crate::audit::Audit;
 use crate::domain::{

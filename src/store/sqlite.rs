@@ -117,13 +117,12 @@ fn run(mut connection: Connection, waiting: &Receiver<Work>) {
     while let Ok(first) = waiting.recv() {
         let mut changes = Vec::new();
         for work in std::iter::once(first).chain(waiting.try_iter().take(MOST_TOGETHER - 1)) {
-            match work {
-                Work::Commit(change, reply) => changes.push((change, reply)),
-                other => {
-                    // In order: what was sent before it is done before it.
-                    commit_all(&mut connection, std::mem::take(&mut changes));
-                    answer(&connection, other);
-                }
+            if let Work::Commit(change, reply) = work {
+                changes.push((change, reply));
+            } else {
+                // In order: what was sent before it is done before it.
+                commit_all(&mut connection, std::mem::take(&mut changes));
+                answer(&mut connection, work);
             }
         }
         commit_all(&mut connection, changes);
@@ -134,14 +133,14 @@ fn run(mut connection: Connection, waiting: &Receiver<Work>) {
     }
 }
 
-fn answer(connection: &Connection, work: Work) {
+fn answer(connection: &mut Connection, work: Work) {
     match work {
         Work::Load(reply) => drop(reply.send(load(connection).map_err(reading))),
         Work::Find(principal, id, reply) => {
             let found = rows::find_request(connection, &principal, id);
             drop(reply.send(found.map_err(reading)));
         }
-        Work::Commit(_, reply) => drop(reply.send(Err(StoreError::Overloaded))),
+        Work::Commit(change, reply) => commit_all(connection, vec![(change, reply)]),
         #[cfg(test)]
         Work::Run(run) => run(connection),
     }
@@ -275,7 +274,7 @@ fn create_file(path: &Path) -> std::io::Result<()> {
         return Ok(());
     }
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.sync_all()?;
-    let directory = path.parent().unwrap_or(Path::new("."));
+    let directory = path.parent().unwrap_or_else(|| Path::new("."));
     File::open(fs::canonicalize(directory)?)?.sync_all()
 }
 

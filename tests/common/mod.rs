@@ -2,7 +2,7 @@
 //! directory and on a port of its own.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail")]
-#![expect(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 use std::collections::HashMap;
 use std::fs::{self, File};
