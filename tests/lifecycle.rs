@@ -253,7 +253,7 @@ async fn a_request_id_makes_one_key_and_is_not_for_another_request() {
     assert_eq!(other.reason, "REQUEST_ID_REUSED");
 
     // Another principal's id is another id; and a restart forgets nothing.
-    daemon.terminate();
+    daemon.stop().await;
     daemon.start_again();
     let mut client = daemon.client("admin").await;
     assert_eq!(client.keys.create_key(request("volumes")).await.unwrap().into_inner(), first);
@@ -535,7 +535,7 @@ async fn everything_acknowledged_is_there_after_a_restart() {
     let other = client.create("other").await.name;
     client.disable(&other).await.unwrap();
     let before = (client.get(&full.name).await.unwrap(), client.get(&other).await.unwrap());
-    daemon.terminate();
+    daemon.stop().await;
     daemon.start_again();
     let mut client = daemon.client("admin").await;
     assert_eq!((client.get(&full.name).await.unwrap(), client.get(&other).await.unwrap()), before);

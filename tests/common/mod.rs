@@ -96,6 +96,19 @@ impl Daemon {
         assert!(status.success(), "{status}\n{}", self.logged());
     }
 
+    /// The same, while this test's own connections go on: a client that does not
+    /// answer holds up a graceful stop for its whole patience.
+    pub async fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        assert!(status.success(), "{status}\n{}", self.logged());
+    }
+
     /// SIGKILL; waits.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);

@@ -1,0 +1,240 @@
+//! The path of wrap and unwrap: the envelope alone, a job of the HSM alone, and
+//! the whole through the daemon, with mutual TLS, authorization and a durable
+//! audit record for each DEK, as in production.
+//!
+//! `make bench` collects what criterion finds into target/bench/latest.json, with
+//! ratios of figures that were taken in this one run.
+
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on should fail")]
+
+use std::hint::black_box;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput};
+use rootkeyd::api::pb;
+use rootkeyd::api::pb::crypto_service_client::CryptoServiceClient;
+use rootkeyd::api::pb::key_service_client::KeyServiceClient;
+use rootkeyd::dev;
+use rootkeyd::domain::{Aad, KeyId, ObjectId};
+use rootkeyd::envelope::{Wrapped, authenticated};
+use rootkeyd::hsm::{Crypt, Health, Hsm, Sealed};
+use rootkeyd::secret::Secret;
+use tokio::runtime::Runtime;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+fn main() {
+    let path = std::env::temp_dir().join("rootkeyd-bench");
+    // SoftHSM reads its environment alone: this starts the benchmark anew with it.
+    if std::env::var_os("SOFTHSM2_CONF").is_none() {
+        // Left by a run that was cut short; there may be none.
+        let _ = std::fs::remove_dir_all(&path);
+    }
+    dev::with_softhsm(&path).unwrap();
+
+    let mut criterion = Criterion::default().configure_from_args();
+    let runtime = Runtime::new().unwrap();
+    envelope(&mut criterion);
+    hsm_job(&mut criterion, &runtime, &path);
+    end_to_end(&mut criterion, &runtime, &path.join("daemon"));
+    criterion.final_summary();
+    drop(runtime);
+    std::fs::remove_dir_all(path).unwrap();
+}
+
+fn envelope(criterion: &mut Criterion) {
+    let key = KeyId::from_bytes([7; 16]);
+    let sealed = [9; 48];
+    let wrapped = Wrapped { key, version: key.into(), iv: [3; 12], sealed: &sealed };
+    let bytes = wrapped.encode();
+    let aad =
+        Aad::new(vec![b"crn:v1:rootkeyd:public:is:local:a/bench::volume:1".to_vec()]).unwrap();
+    let mut group = criterion.benchmark_group("envelope");
+    group.bench_function("encode", |b| b.iter(|| black_box(&wrapped).encode()));
+    group.bench_function("decode", |b| {
+        b.iter(|| {
+            let parts = Wrapped::decode(black_box(&bytes)).unwrap();
+            authenticated(parts.key, parts.version, &aad)
+        });
+    });
+    group.finish();
+}
+
+fn hsm_job(criterion: &mut Criterion, runtime: &Runtime, path: &Path) {
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = dev::prepare(path, listen).unwrap();
+    let hsm = Hsm::start(config.hsm).unwrap();
+    let object = ObjectId::from(uuid::Uuid::new_v4());
+    let deadline = || Instant::now() + Duration::from_secs(10);
+    let aad = vec![5; 90];
+    let sealed = runtime.block_on(async {
+        let mut health = hsm.watch();
+        health.wait_for(|health| matches!(health, Health::Ready { .. })).await.unwrap();
+        hsm.generate(object, deadline()).await.unwrap();
+        let dek = Secret::new(vec![1; 32]);
+        let seal = Crypt::Seal { object, aad: aad.clone(), dek };
+        let done = hsm.crypt(vec![seal], deadline()).await.unwrap().pop().unwrap().unwrap();
+        done.sealed.unwrap().unwrap()
+    });
+    let open = |sealed: &Sealed| Crypt::Open {
+        object,
+        aad: aad.clone(),
+        sealed: sealed.clone(),
+        reseal: None,
+    };
+    let mut group = criterion.benchmark_group("hsm");
+    for items in [1, 64] {
+        group.throughput(Throughput::Elements(items));
+        group.bench_function(format!("open_{items}_in_a_job"), |b| {
+            b.iter(|| {
+                let job = (0..items).map(|_| open(&sealed)).collect();
+                runtime.block_on(hsm.crypt(job, deadline())).unwrap()
+            });
+        });
+    }
+    group.finish();
+    hsm.stop();
+}
+
+/// The daemon of this profile, in a directory of its own.
+struct Daemon {
+    child: Child,
+    channels: Vec<Channel>,
+    key: String,
+}
+
+fn end_to_end(criterion: &mut Criterion, runtime: &Runtime, path: &Path) {
+    let daemon = runtime.block_on(Daemon::start(path));
+    let wrap = || pb::WrapDekRequest {
+        key: daemon.key.clone(),
+        dek: vec![1; 32],
+        aad: vec![b"crn:v1:rootkeyd:public:is:local:a/bench::volume:1".to_vec()],
+        resource: String::new(),
+    };
+    let wrapped = runtime.block_on(async { daemon.crypto(0).wrap_dek(wrap()).await.unwrap() });
+    let wrapped = wrapped.into_inner().wrapped_dek;
+    let unwrap = || {
+        let pb::WrapDekRequest { key, aad, resource, .. } = wrap();
+        pb::UnwrapDekRequest { key, wrapped_dek: wrapped.to_vec(), aad, resource }
+    };
+    let mut group = criterion.benchmark_group("end_to_end");
+    group.sample_size(30).measurement_time(Duration::from_secs(8));
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("wrap", |b| {
+        let mut client = daemon.crypto(0);
+        b.iter(|| runtime.block_on(client.wrap_dek(wrap())).unwrap());
+    });
+    group.bench_function("unwrap", |b| {
+        let mut client = daemon.crypto(0);
+        b.iter(|| runtime.block_on(client.unwrap_dek(unwrap())).unwrap());
+    });
+    group.bench_function("unwrap_64_at_once", |b| {
+        b.iter_custom(|rounds| runtime.block_on(daemon.at_once(rounds, unwrap())));
+    });
+    group.bench_function("unwrap_on_a_stream", |b| {
+        b.iter_custom(|rounds| runtime.block_on(daemon.streamed(rounds, unwrap())));
+    });
+    group.bench_function("unwrap_in_batches_of_64", |b| {
+        b.iter_custom(|rounds| runtime.block_on(daemon.batched(rounds, unwrap())));
+    });
+    group.finish();
+}
+
+impl Daemon {
+    async fn start(path: &Path) -> Self {
+        std::fs::create_dir_all(path).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_rootkeyd"))
+            .args(["dev", "--listen", "127.0.0.1:0", "--dir"])
+            .arg(path)
+            .env("ROOTKEYD_LOG", "warn")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on ").unwrap().to_owned();
+        let mut channels = Vec::new();
+        for _ in 0..8 {
+            channels.push(connect(path, &address).await);
+        }
+        let key = pb::Key { display_name: "bench".into(), ..Default::default() };
+        let request = pb::CreateKeyRequest {
+            parent: "instances/default".into(),
+            key: Some(key),
+            request_id: String::new(),
+        };
+        let mut keys = KeyServiceClient::new(channels[0].clone());
+        let key = keys.create_key(request).await.unwrap().into_inner().name;
+        Self { child, channels, key }
+    }
+
+    fn crypto(&self, number: usize) -> CryptoServiceClient<Channel> {
+        CryptoServiceClient::new(self.channels[number % self.channels.len()].clone())
+    }
+
+    /// How long `rounds` unwraps take by 64 callers over 8 connections.
+    async fn at_once(&self, rounds: u64, request: pb::UnwrapDekRequest) -> Duration {
+        let began = Instant::now();
+        let callers = (0..64_u64).map(|number| {
+            let mut client = self.crypto(usize::try_from(number).unwrap());
+            let mine = rounds / 64 + u64::from(number < rounds % 64);
+            let request = request.clone();
+            tokio::spawn(async move {
+                for _ in 0..mine {
+                    client.unwrap_dek(request.clone()).await.unwrap();
+                }
+            })
+        });
+        for caller in callers.collect::<Vec<_>>() {
+            caller.await.unwrap();
+        }
+        began.elapsed()
+    }
+
+    async fn streamed(&self, rounds: u64, request: pb::UnwrapDekRequest) -> Duration {
+        let began = Instant::now();
+        let requests = (0..rounds)
+            .map(move |id| pb::StreamUnwrapDeksRequest { id, request: Some(request.clone()) });
+        let requests = tokio_stream::iter(requests);
+        let answers = self.crypto(0).stream_unwrap_deks(requests).await.unwrap();
+        let mut answers = answers.into_inner();
+        let mut answered = 0;
+        while answers.message().await.unwrap().is_some() {
+            answered += 1;
+        }
+        assert_eq!(answered, rounds);
+        began.elapsed()
+    }
+
+    async fn batched(&self, rounds: u64, request: pb::UnwrapDekRequest) -> Duration {
+        let began = Instant::now();
+        let mut left = rounds;
+        while left > 0 {
+            let size = left.min(64);
+            let requests = vec![request.clone(); usize::try_from(size).unwrap()];
+            let batch = pb::BatchUnwrapDeksRequest { requests };
+            self.crypto(0).batch_unwrap_deks(batch).await.unwrap();
+            left -= size;
+        }
+        began.elapsed()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn connect(path: &Path, address: &str) -> Channel {
+    let read = |name: &str| std::fs::read(path.join("tls").join(name)).unwrap();
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(read("ca.pem")))
+        .identity(Identity::from_pem(read("admin.pem"), read("admin.key")));
+    let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
+    endpoint.tls_config(tls).unwrap().connect().await.unwrap()
+}
