@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use rootkeyd::app::{App, Lock, system_clock};
@@ -93,7 +94,7 @@ fn serve(
 ) -> Result<(), Failure> {
     telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let app = App::start(config, lock, clock).await?;
@@ -109,5 +110,8 @@ fn serve(
         sd_notify::notify(&[NotifyState::Stopping])?;
         app.stop().await;
         Ok(())
-    })
+    });
+    // A thread that hangs in the module must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
 }

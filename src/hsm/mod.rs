@@ -233,6 +233,11 @@ impl Hsm {
         self.0.token.load().as_ref().map(|token| token.info.clone())
     }
 
+    /// Whether the token is there. It may be lost the next moment.
+    pub fn is_up(&self) -> bool {
+        self.0.token.load().is_some()
+    }
+
     /// The root key objects that the token shows; `None` while it is away.
     pub fn objects(&self) -> Option<Vec<ObjectId>> {
         self.0.token.load().as_ref().map(|token| token.objects())
@@ -303,7 +308,7 @@ impl Hsm {
         deadline: Instant,
         work: impl FnOnce(Reply<T>) -> Work,
     ) -> Result<T, HsmError> {
-        if self.0.token.load().is_none() {
+        if !self.is_up() {
             return Err(HsmError::Unavailable);
         }
         let (reply, answer) = oneshot::channel();

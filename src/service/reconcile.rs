@@ -68,6 +68,12 @@ impl Intents {
         }
     }
 
+    fn note_destroying(&self, object: ObjectId) {
+        if let Some(open) = self.0.lock().get_mut(&object) {
+            open.intent.stage = IntentStage::Destroying;
+        }
+    }
+
     fn objects(&self) -> Vec<ObjectId> {
         self.0.lock().keys().copied().collect()
     }
@@ -134,7 +140,10 @@ impl Service {
     /// Undoes every intent that nobody is at work on. What fails is left for the
     /// next time.
     pub async fn undo_intents(&self) {
-        while let Some(intent) = self.intents.take_idle() {
+        // Without the HSM it can only fail.
+        while self.hsm.is_up()
+            && let Some(intent) = self.intents.take_idle()
+        {
             let object = intent.object;
             match self.undo(&intent).await {
                 Ok(()) => self.intents.end(object),
@@ -152,6 +161,7 @@ impl Service {
         if intent.stage == IntentStage::Creating {
             let change = Change { destroying: vec![object], ..Change::default() };
             self.store.commit(change).await?;
+            self.intents.note_destroying(object);
         }
         let deadline = Instant::now() + self.settings.object_deadline;
         self.hsm.destroy(object, deadline).await?;
