@@ -11,6 +11,8 @@ mod mechanism;
 mod object;
 mod rv;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 mod token;
 mod worker;
 
