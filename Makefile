@@ -1,0 +1,42 @@
+# What people and CI run. Each target sets up what it needs; all may be run again.
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo run test bench lint clean
+MAKEFLAGS += --no-print-directory
+
+help: ## Print this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
+
+setup: ## Install what is missing: SoftHSM, QEMU's tools, a C compiler
+	@softhsm/setup.sh
+
+build: setup ## Build rootkeyd and rootkeyctl
+	cargo build --locked --bins
+
+demo: build ## Play the life of two encrypted volumes, from key to deletion
+	@examples/volume-demo.sh
+
+# The dev profile: its dependencies are optimized, and it builds much faster.
+run: build ## Serve on 127.0.0.1:8443 with everything in ./dev
+	target/debug/rootkeyd dev --dir ./dev
+
+test: ## Run all tests
+	@softhsm/setup.sh --test --python
+	cargo build --locked --bins
+	cargo nextest run --locked
+
+bench: ## Measure; leaves target/bench/latest.json
+	@softhsm/setup.sh --python
+	cargo bench --locked --bench hot_path
+	@mkdir -p target/bench
+	@python3 benches/collect.py > target/bench/latest.json.new
+	@mv target/bench/latest.json.new target/bench/latest.json
+	@echo "the figures are in target/bench/latest.json"
+
+lint: ## Check format, lints and documentation
+	@softhsm/setup.sh --lint
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --document-private-items
+
+clean: ## Remove what was built; ./dev stays
+	rm -rf target .venv
