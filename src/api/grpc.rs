@@ -155,17 +155,18 @@ impl crypto_service_server::CryptoService for Edge {
         }
         let caller = Arc::new(caller_of(&request));
         let pb::BatchUnwrapDeksRequest { requests } = request.into_inner();
-        let mut requests = requests.into_iter().map(convert::unwrap_request);
-        let mut results = Vec::with_capacity(requests.len());
-        loop {
-            let chunk: Vec<_> = requests.by_ref().take(CHUNK).collect();
-            if chunk.is_empty() {
-                break;
-            }
-            let done = self.service.deks(&caller, method, chunk).await;
-            let done = done.into_iter().map(|r| convert::unwrap_result(r, &caller.request_id));
-            results.extend(done);
-        }
+        let mut requests = requests.into_iter().map(convert::unwrap_request).peekable();
+        let chunks = std::iter::from_fn(|| {
+            requests.peek()?;
+            Some(requests.by_ref().take(CHUNK).collect::<Vec<_>>())
+        });
+        let results: Vec<_> = stream::iter(chunks)
+            .map(|chunk| self.service.deks(&caller, method, chunk))
+            .buffered(CHUNKS_UNDER_WAY)
+            .flat_map(stream::iter)
+            .map(|result| convert::unwrap_result(result, &caller.request_id))
+            .collect()
+            .await;
         answer(Ok(pb::BatchUnwrapDeksResponse { results }), &caller.request_id)
     }
 
@@ -564,7 +565,7 @@ const LONGEST_DEADLINE: Duration = Duration::from_secs(60);
 const RECORD_DEADLINE: Duration = Duration::from_secs(5);
 /// DEKs that go to the HSM as one job.
 const CHUNK: usize = 64;
-/// Jobs of one stream that may be under way.
+/// Jobs of one batch or stream that may be under way.
 const CHUNKS_UNDER_WAY: usize = 4;
 /// The contract's limit of a batch.
 const MOST_IN_BATCH: usize = 1000;
