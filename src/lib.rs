@@ -10,6 +10,8 @@ pub mod api;
 pub mod app;
 pub mod audit;
 pub mod auth;
+pub mod cli;
+pub mod client;
 pub mod config;
 pub mod dev;
 pub mod domain;

@@ -1,8 +1,6 @@
 //! What people run is what the tests run: the demonstration with real LUKS
 //! volumes, and the independent client in Python.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail")]
-
 mod common;
 
 use std::path::Path;

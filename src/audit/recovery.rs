@@ -314,7 +314,8 @@ mod tests {
     #[test]
     fn a_missing_swapped_or_shortened_segment_is_noticed() {
         let whole = three_segments();
-        let changes: [fn(&mut Vec<(u64, Vec<u8>)>); 6] = [
+        type Files = Vec<(u64, Vec<u8>)>;
+        let changes: [fn(&mut Files); 6] = [
             |files| drop(files.remove(0)),
             |files| drop(files.remove(1)),
             |files| files[2].0 = 8,

@@ -1,0 +1,457 @@
+//! A connection to the daemon: `client.toml`, mutual TLS, one typed client for
+//! each service, and `Refusal`, which is what a gRPC status says in our words.
+//!
+//! It does not decide what to call, and it retries nothing.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use thiserror::Error as ThisError;
+use tonic::{
+    Code, Request, Status, TimeoutExpired,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+use tonic_types::StatusExt;
+
+use crate::api::pb::{
+    self, admin_service_client::AdminServiceClient, audit_service_client::AuditServiceClient,
+    crypto_service_client::CryptoServiceClient, key_service_client::KeyServiceClient,
+};
+
+/// Where the daemon is, which instance is meant, and as whom to connect.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct ClientConfig {
+    /// URL of the daemon; `https` only.
+    #[serde(default = "default_endpoint")]
+    pub endpoint: String,
+    /// The instance that key names without one are in.
+    #[serde(default = "default_instance")]
+    pub instance: String,
+    /// PEM file of the certificate authority that signed the daemon's certificate.
+    pub ca: PathBuf,
+    /// PEM file of the caller's certificate.
+    pub certificate: PathBuf,
+    /// PEM file of the private key of `certificate`.
+    pub key: PathBuf,
+}
+
+impl ClientConfig {
+    /// Reads a `client.toml`; relative paths in it start at its folder.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is not exactly a `client.toml`.
+    pub fn load(path: &Path) -> Result<Self, ClientError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| ClientError::Unread { path: path.to_owned(), source })?;
+        let folder = path.parent().unwrap_or_else(|| Path::new(""));
+        Self::parse(&text, folder).map_err(|source| ClientError::Malformed {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    /// Reads the text of a `client.toml` that lies in `folder`.
+    ///
+    /// # Errors
+    /// If the text is not TOML, lacks a field, or has one that is not known.
+    pub fn parse(text: &str, folder: &Path) -> Result<Self, toml::de::Error> {
+        let mut config: Self = toml::from_str(text)?;
+        for path in [&mut config.ca, &mut config.certificate, &mut config.key] {
+            *path = folder.join(&path);
+        }
+        Ok(config)
+    }
+
+    /// Takes the certificate and private key `NAME.pem` and `NAME.key` from the
+    /// folder of the certificate that is configured.
+    pub fn use_identity(&mut self, name: &str) {
+        let folder = self.certificate.parent().unwrap_or_else(|| Path::new("")).to_owned();
+        self.certificate = folder.join(format!("{name}.pem"));
+        self.key = folder.join(format!("{name}.key"));
+    }
+}
+
+/// Where `rootkeyd dev` serves.
+pub fn default_endpoint() -> String {
+    "https://127.0.0.1:8443".to_owned()
+}
+
+/// The instance that `rootkeyd dev` makes.
+pub fn default_instance() -> String {
+    "default".to_owned()
+}
+
+/// One connection, and the typed clients that share it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Client {
+    transport: Transport,
+    instance: String,
+}
+
+impl Client {
+    /// Connects by mutual TLS; each request then has `timeout` to be answered.
+    ///
+    /// # Errors
+    /// If a PEM file cannot be read, or the daemon not reached within 5 s.
+    pub async fn connect(config: &ClientConfig, timeout: Duration) -> Result<Self, ClientError> {
+        let ClientConfig { endpoint, instance, ca, certificate, key } = config;
+        if !endpoint.starts_with("https://") {
+            return Err(ClientError::NotHttps { endpoint: endpoint.clone() });
+        }
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(read_pem(ca)?))
+            .identity(Identity::from_pem(read_pem(certificate)?, read_pem(key)?));
+        let invalid = |source| ClientError::Invalid { endpoint: endpoint.clone(), source };
+        let channel = Endpoint::from_shared(endpoint.clone())
+            .map_err(invalid)?
+            .user_agent(concat!("rootkeyctl/", env!("CARGO_PKG_VERSION")))
+            .map_err(invalid)?
+            .tls_config(tls)
+            .map_err(invalid)?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .connect()
+            .await
+            .map_err(|source| ClientError::Unreachable { endpoint: endpoint.clone(), source })?;
+        let transport = InterceptedService::new(channel, Deadline(timeout));
+        Ok(Self { transport, instance: instance.clone() })
+    }
+
+    /// Wraps and unwraps.
+    pub fn crypto(&self) -> CryptoServiceClient<Transport> {
+        CryptoServiceClient::new(self.transport.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// The life cycle of root keys.
+    pub fn keys(&self) -> KeyServiceClient<Transport> {
+        KeyServiceClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// The audit log.
+    pub fn audit(&self) -> AuditServiceClient<Transport> {
+        AuditServiceClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// The daemon itself.
+    pub fn admin(&self) -> AdminServiceClient<Transport> {
+        AdminServiceClient::new(self.transport.clone())
+    }
+
+    /// `instances/{instance}`, of the instance that is configured.
+    pub fn parent(&self) -> String {
+        format!("instances/{}", self.instance)
+    }
+
+    /// The name of a key that is given as a UUID, an alias or a full name. The
+    /// daemon says whether it is one.
+    pub fn key_name(&self, key: &str) -> String {
+        if key.starts_with("instances/") {
+            key.to_owned()
+        } else {
+            format!("{}/keys/{key}", self.parent())
+        }
+    }
+}
+
+/// What the typed clients speak through.
+pub type Transport = InterceptedService<Channel, Deadline>;
+
+/// Gives every request the time it has: to the daemon by `grpc-timeout`, and to
+/// the channel, which gives up by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(Duration);
+
+impl Interceptor for Deadline {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.set_timeout(self.0);
+        Ok(request)
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, ThisError)]
+pub enum ClientError {
+    /// A configuration or PEM file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unread {
+        /// Of the file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// It is no `client.toml`.
+    #[error("{} is not a client.toml: {}", path.display(), source.message())]
+    Malformed {
+        /// Of the file.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+    /// The endpoint would carry DEKs in the clear.
+    #[error("the endpoint {endpoint:?} does not begin with https://")]
+    NotHttps {
+        /// As it was given.
+        endpoint: String,
+    },
+    /// The endpoint is no URL, or a PEM file holds no certificate or key.
+    #[error("cannot set up TLS to {endpoint}: {}", Chain(source))]
+    Invalid {
+        /// As it was given.
+        endpoint: String,
+        /// What is wrong.
+        source: tonic::transport::Error,
+    },
+    /// Nobody listens there, or the TLS handshake failed.
+    #[error("cannot connect to {endpoint}: {}", Chain(source))]
+    Unreachable {
+        /// As it was given.
+        endpoint: String,
+        /// What went wrong.
+        source: tonic::transport::Error,
+    },
+}
+
+impl ClientError {
+    /// In upper snake case, for programs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unread { .. }
+            | Self::Malformed { .. }
+            | Self::NotHttps { .. }
+            | Self::Invalid { .. } => "CONFIG_INVALID",
+            Self::Unreachable { .. } => "UNAVAILABLE",
+        }
+    }
+}
+
+/// A call that the daemon, or the way to it, refused.
+#[derive(Clone, Debug, Eq, PartialEq, ThisError)]
+#[error("{message}")]
+pub struct Refusal {
+    /// The reason in ErrorInfo, such as `KEY_SUSPENDED`. Without ErrorInfo, the
+    /// gRPC code, such as `UNAVAILABLE`.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+    /// Such as `encryption_key_disabled`.
+    pub status_reason: Option<String>,
+    /// Everything in ErrorInfo's metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// How long to wait before the same call again.
+    pub retry_after: Option<Duration>,
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        let mut message = match Error::source(&status) {
+            Some(source) if status.details().is_empty() => {
+                format!("{}: {}", status.message(), Chain(source))
+            }
+            Some(_) | None => status.message().to_owned(),
+        };
+        for violation in
+            status.get_details_bad_request().into_iter().flat_map(|it| it.field_violations)
+        {
+            if !message.contains(&violation.description) {
+                message += &format!("; {}: {}", violation.field, violation.description);
+            }
+        }
+        let (reason, metadata) = match status.get_details_error_info() {
+            Some(info) => (info.reason, info.metadata.into_iter().collect()),
+            None => (code_name(own_code(&status)).to_owned(), BTreeMap::new()),
+        };
+        let status_reason = metadata.get(STATUS_REASON).cloned();
+        Self { reason, message, status_reason, metadata, retry_after }
+    }
+}
+
+impl From<pb::UnwrapDekRefusal> for Refusal {
+    fn from(refusal: pb::UnwrapDekRefusal) -> Self {
+        let pb::UnwrapDekRefusal { code, reason, message, metadata } = refusal;
+        let reason =
+            if reason.is_empty() { code_name(Code::from_i32(code)).to_owned() } else { reason };
+        let metadata: BTreeMap<_, _> = metadata.into_iter().collect();
+        let status_reason = metadata.get(STATUS_REASON).cloned();
+        Self { reason, message, status_reason, metadata, retry_after: None }
+    }
+}
+
+/// An error and what caused it, in one line: `a: b: c`. What an error's own
+/// message already ends with is not said twice.
+#[derive(Debug)]
+pub struct Chain<'a>(pub &'a dyn Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = self.0.to_string();
+        f.write_str(&said)?;
+        let mut next = self.0.source();
+        while let Some(error) = next {
+            let text = error.to_string();
+            if !said.ends_with(&text) {
+                write!(f, ": {text}")?;
+            }
+            said = text;
+            next = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// tonic says CANCELLED when the time that we set is over.
+fn own_code(status: &Status) -> Code {
+    let mut next = Error::source(status);
+    while let Some(error) = next {
+        if error.is::<TimeoutExpired>() {
+            return Code::DeadlineExceeded;
+        }
+        next = error.source();
+    }
+    status.code()
+}
+
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+fn read_pem(path: &Path) -> Result<Vec<u8>, ClientError> {
+    fs::read(path).map_err(|source| ClientError::Unread { path: path.to_owned(), source })
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+const STATUS_REASON: &str = "status_reason";
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    const CLIENT_TOML: &str = r#"
+        endpoint = "https://127.0.0.1:9000"
+        instance = "prod"
+        ca = "tls/ca.pem"
+        certificate = "tls/admin.pem"
+        key = "/keys/admin.key"
+    "#;
+
+    #[test]
+    fn relative_paths_start_at_the_folder_of_client_toml() {
+        let config = ClientConfig::parse(CLIENT_TOML, Path::new("/dev-dir")).unwrap();
+        assert_eq!(config.endpoint, "https://127.0.0.1:9000");
+        assert_eq!(config.instance, "prod");
+        assert_eq!(config.ca, Path::new("/dev-dir/tls/ca.pem"));
+        assert_eq!(config.certificate, Path::new("/dev-dir/tls/admin.pem"));
+        assert_eq!(config.key, Path::new("/keys/admin.key"));
+    }
+
+    #[test]
+    fn an_unknown_key_in_client_toml_is_refused() {
+        let text = format!("{CLIENT_TOML}\ninsecure = true\n");
+        let error = ClientConfig::parse(&text, Path::new("/")).unwrap_err();
+        assert!(error.message().contains("unknown field `insecure`"), "{error}");
+    }
+
+    #[test]
+    fn client_toml_without_a_certificate_is_refused() {
+        let error = ClientConfig::parse("ca = \"a\"\nkey = \"b\"", Path::new("/")).unwrap_err();
+        assert!(error.message().contains("missing field `certificate`"), "{error}");
+    }
+
+    #[test]
+    fn an_identity_is_taken_from_the_folder_of_the_certificate() {
+        let mut config = ClientConfig::parse(CLIENT_TOML, Path::new("/dev-dir")).unwrap();
+        config.use_identity("block-storage");
+        assert_eq!(config.certificate, Path::new("/dev-dir/tls/block-storage.pem"));
+        assert_eq!(config.key, Path::new("/dev-dir/tls/block-storage.key"));
+    }
+
+    #[test]
+    fn a_refusal_takes_reason_metadata_and_delay_from_the_details() {
+        let mut details = ErrorDetails::new();
+        details
+            .set_error_info(
+                "KEY_SUSPENDED",
+                pb::ERROR_DOMAIN,
+                HashMap::from([("status_reason".to_owned(), "encryption_key_disabled".to_owned())]),
+            )
+            .set_retry_info(Some(Duration::from_secs(30)));
+        let status =
+            Status::with_error_details(Code::FailedPrecondition, "the key is suspended", details);
+        let refusal = Refusal::from(status);
+        assert_eq!(refusal.reason, "KEY_SUSPENDED");
+        assert_eq!(refusal.message, "the key is suspended");
+        assert_eq!(refusal.status_reason.as_deref(), Some("encryption_key_disabled"));
+        assert_eq!(refusal.metadata.len(), 1);
+        assert_eq!(refusal.retry_after, Some(Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn a_refusal_names_the_fields_that_the_message_does_not() {
+        let mut details = ErrorDetails::new();
+        details
+            .set_error_info("FIELD_INVALID", pb::ERROR_DOMAIN, HashMap::new())
+            .add_bad_request_violation("dek", "is empty");
+        let status = Status::with_error_details(Code::InvalidArgument, "invalid field", details);
+        assert_eq!(Refusal::from(status).message, "invalid field; dek: is empty");
+    }
+
+    #[test]
+    fn a_status_without_error_info_is_named_by_its_code() {
+        let refusal = Refusal::from(Status::unavailable("connection refused"));
+        assert_eq!(refusal.reason, "UNAVAILABLE");
+        assert_eq!(refusal.message, "connection refused");
+        assert_eq!(refusal.status_reason, None);
+    }
+
+    #[test]
+    fn our_own_time_limit_is_a_deadline() {
+        let status = Status::from_error(Box::new(TimeoutExpired(())));
+        assert_eq!(Refusal::from(status).reason, "DEADLINE_EXCEEDED");
+    }
+
+    #[test]
+    fn a_refused_item_of_a_batch_keeps_its_status_reason() {
+        let refusal = Refusal::from(pb::UnwrapDekRefusal {
+            code: 9,
+            reason: "KEY_DESTROYED".to_owned(),
+            message: "the key is destroyed".to_owned(),
+            metadata: HashMap::from([(
+                "status_reason".to_owned(),
+                "encryption_key_deleted".to_owned(),
+            )]),
+        });
+        assert_eq!(refusal.status_reason.as_deref(), Some("encryption_key_deleted"));
+    }
+}
