@@ -277,7 +277,7 @@ mod tests {
         let file = sealed(3);
         assert_eq!(&file[..9], b"RKFILE\x01\x00\x3b");
         let digest = hex::encode(Sha256::digest(&file));
-        assert_eq!(digest, "GOLDEN");
+        assert_eq!(digest, "029c2f1170060085ff078931a5b8c6dc630974452b1a68098a6e5f59e75c3bc8");
     }
 
     #[test]

@@ -228,7 +228,6 @@ mod tests {
     fn flags_alone_are_a_configuration() {
         let args = parse(&[
             "doctor",
-            "--config=",
             "--ca=ca.pem",
             "--certificate=a.pem",
             "--private-key=a.key",
