@@ -139,7 +139,7 @@ python_environment() {
 softhsm_is_here() {
     all_in_path softhsm2-util || return 1
     local path
-    for path in /usr/lib/softhsm /usr/lib/*/softhsm /usr/lib64/softhsm /usr/local/lib/softhsm; do
+    for path in /usr/lib/softhsm /usr/lib/*/softhsm /usr/lib64/pkcs11 /usr/local/lib/softhsm; do
         if [ -e "$path/libsofthsm2.so" ]; then return; fi
     done
     return 1
