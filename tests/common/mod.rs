@@ -29,6 +29,7 @@ pub struct Daemon {
     pub dir: PathBuf,
     pub clock: PathBuf,
     pub log: PathBuf,
+    filter: &'static str,
     /// Removes the directory, if it is ours.
     temporary: Option<TempDir>,
 }
@@ -78,15 +79,20 @@ impl Daemon {
 
     /// In `dir`.
     pub fn start_in(dir: &Path) -> Self {
+        Self::start_logging(dir, "info")
+    }
+
+    /// In `dir`, with this filter of its log.
+    pub fn start_logging(dir: &Path, filter: &'static str) -> Self {
         fs::create_dir_all(dir).unwrap();
         let (clock, log) = (dir.join("clock"), dir.join("log"));
-        let (child, address) = spawn(dir, &clock, &log);
-        Self { child, address, dir: dir.into(), clock, log, temporary: None }
+        let (child, address) = spawn(dir, &clock, &log, filter);
+        Self { child, address, dir: dir.into(), clock, log, filter, temporary: None }
     }
 
     /// After it was ended: again in the same directory.
     pub fn start_again(&mut self) {
-        (self.child, self.address) = spawn(&self.dir, &self.clock, &self.log);
+        (self.child, self.address) = spawn(&self.dir, &self.clock, &self.log, self.filter);
     }
 
     /// SIGTERM; waits, and requires that it ended well.
@@ -182,13 +188,14 @@ impl Drop for Daemon {
     }
 }
 
-fn spawn(dir: &Path, clock: &Path, log: &Path) -> (Child, String) {
+fn spawn(dir: &Path, clock: &Path, log: &Path, filter: &str) -> (Child, String) {
     let log_file = File::options().create(true).append(true).open(log).unwrap();
     let mut child = Command::new(DAEMON)
         .args(["dev", "--listen", "127.0.0.1:0", "--dir"])
         .arg(dir)
         .arg("--test-clock")
         .arg(clock)
+        .env("ROOTKEYD_LOG", filter)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log_file)
