@@ -1,5 +1,7 @@
 //! `audit list`: the newest records of the audit log.
 
+use std::collections::BTreeMap;
+
 use clap::Subcommand;
 use comfy_table::Table;
 use serde::Serialize;
@@ -10,8 +12,6 @@ use super::{
     output::{Output, human_time, or_nothing, rfc3339, rows},
 };
 use crate::{api::pb, client::Client};
-
-use std::collections::BTreeMap;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {

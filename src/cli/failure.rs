@@ -155,7 +155,6 @@ impl Failure {
     /// The line for stderr, without its end.
     pub fn line(&self) -> String {
         let line = format!("{}: {self}", self.reason());
-        // Only the daemon gives one.
         let status_reason =
             if let Self::Refused(refusal) = self { refusal.status_reason.as_deref() } else { None };
         match status_reason {

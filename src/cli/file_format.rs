@@ -151,7 +151,7 @@ pub(super) enum FileError {
     /// Not as it was sealed. One answer for every cause.
     #[error("not as it was sealed")]
     Unverified,
-    /// More than 2^32 - 1 chunks.
+    /// More than 2^32 chunks.
     #[error("more chunks than can be numbered")]
     TooLong,
     /// The daemon made a DEK of another size than was asked.

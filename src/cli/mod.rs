@@ -12,6 +12,7 @@ mod failure;
 mod file;
 mod file_format;
 mod key;
+mod key_view;
 mod new_file;
 mod output;
 mod streams;

@@ -126,7 +126,7 @@ impl Service {
         check_resource(&resource)?;
         check_size(&action)?;
         let key = self.registry.find(&name)?.key();
-        self.permit_key(&key, action_of(&action))?;
+        self.permit(&key, action_of(&action), self.now())?;
         let subject = key.name();
         prepare(key, &aad, action).map_err(|unverified| Error::from(unverified).about(subject))
     }
@@ -168,13 +168,6 @@ impl Service {
         answers.collect()
     }
 
-    /// Whether the key's state allows `action` now.
-    fn permit_key(&self, key: &Key, action: KeyAction) -> Result<(), Error> {
-        let state = key.state(self.now());
-        let permitted = state.permit(action, self.settings.profile);
-        permitted.map_err(|refused| Error::from(refused).about(key.name()))
-    }
-
     /// The same questions as before the HSM call, asked of what holds now.
     fn still_permitted(
         &self,
@@ -185,7 +178,7 @@ impl Service {
     ) -> Result<(), Error> {
         self.enter(caller, method, Ok(Some(&key.instance)))?;
         let slot = self.registry.by_id(key.id).ok_or_else(Error::denied)?;
-        self.permit_key(&slot.key(), action)
+        self.permit(&slot.key(), action, self.now())
     }
 
     fn dek_event(

@@ -426,11 +426,6 @@ impl Service {
         Ok(Some(Answer::about(key, name)))
     }
 
-    fn permit(&self, key: &Key, action: KeyAction, now: Timestamp) -> Result<(), Error> {
-        let permitted = key.state(now).permit(action, self.settings.profile);
-        permitted.map_err(|refused| Error::from(refused).about(key.name()))
-    }
-
     /// The record of a change, which is committed together with it.
     fn change_event(&self, call: &Call, key: &Key) -> Event {
         let about = (key.name(), Outcome::Success);

@@ -28,8 +28,8 @@ pub use listing::{AuditQuery, KeyQuery, Listed, VersionsOfKey};
 
 use crate::audit::Audit;
 use crate::domain::{
-    Bindings, Event, InstanceId, KeyState, Malformed, Outcome, Permission, PrincipalId, Profile,
-    Timestamp,
+    Bindings, Event, InstanceId, Key, KeyAction, KeyState, Malformed, Outcome, Permission,
+    PrincipalId, Profile, Timestamp,
 };
 use crate::error::{Error, Reason};
 use crate::hsm::Hsm;
@@ -225,6 +225,12 @@ impl Service {
     /// Settings of the use cases.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Whether the key's state at `now` allows `action`.
+    fn permit(&self, key: &Key, action: KeyAction, now: Timestamp) -> Result<(), Error> {
+        let permitted = key.state(now).permit(action, self.settings.profile);
+        permitted.map_err(|refused| Error::from(refused).about(key.name()))
     }
 
     /// Appends records, which are durable when this returns.

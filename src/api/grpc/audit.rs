@@ -1,0 +1,33 @@
+//! AuditService: reads the audit log.
+
+use tonic::{Request, Response, Status};
+
+use super::super::{convert, methods, pb};
+use super::{Edge, enter_instance};
+use crate::service::Listed;
+use pb::audit_service_server::AuditService;
+
+#[tonic::async_trait]
+impl AuditService for Edge {
+    async fn list_audit_events(
+        &self,
+        request: Request<pb::ListAuditEventsRequest>,
+    ) -> Result<Response<pb::ListAuditEventsResponse>, Status> {
+        let method = &methods::LIST_AUDIT_EVENTS;
+        self.run(
+            method,
+            request,
+            |message| &message.parent,
+            |service, caller, message| async move {
+                let (call, instance) = enter_instance(&service, &caller, method, &message.parent)?;
+                let query = convert::audit_query(instance, message)?;
+                service.list_audit_events(&call, query).await
+            },
+            |Listed { items, next_page_token }| pb::ListAuditEventsResponse {
+                audit_events: items.into_iter().map(convert::audit_event).collect(),
+                next_page_token,
+            },
+        )
+        .await
+    }
+}

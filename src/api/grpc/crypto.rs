@@ -1,0 +1,158 @@
+//! CryptoService: DEKs one by one, in batches and on streams. What is asked about
+//! many goes to the HSM in chunks, each as one job.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::{Stream, StreamExt, stream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::super::{convert, methods, pb};
+use super::{DEFAULT_DEADLINE, Edge, answer, caller_of};
+use crate::domain::Malformed;
+use crate::service::{Caller, DekAnswer, DekRequest, Method, Service};
+use pb::crypto_service_server::CryptoService;
+
+impl Edge {
+    /// A call about one DEK, which records itself.
+    async fn dek<T>(
+        &self,
+        method: &'static Method,
+        caller: Caller,
+        request: DekRequest,
+        encode: impl FnOnce(DekAnswer) -> T,
+    ) -> Result<Response<T>, Status> {
+        let caller = Arc::new(caller);
+        let mut results = self.service.deks(&caller, method, vec![request]).await;
+        let result = results.pop().expect("one answer for one request");
+        answer(result.map(encode), &caller.request_id)
+    }
+}
+
+#[tonic::async_trait]
+impl CryptoService for Edge {
+    async fn wrap_dek(
+        &self,
+        request: Request<pb::WrapDekRequest>,
+    ) -> Result<Response<pb::WrapDekResponse>, Status> {
+        let caller = caller_of(&request);
+        let request = convert::wrap_request(request.into_inner());
+        self.dek(&methods::WRAP_DEK, caller, request, convert::wrapped).await
+    }
+
+    async fn unwrap_dek(
+        &self,
+        request: Request<pb::UnwrapDekRequest>,
+    ) -> Result<Response<pb::UnwrapDekResponse>, Status> {
+        let caller = caller_of(&request);
+        let request = convert::unwrap_request(request.into_inner());
+        self.dek(&methods::UNWRAP_DEK, caller, request, convert::unwrapped).await
+    }
+
+    async fn rewrap_dek(
+        &self,
+        request: Request<pb::RewrapDekRequest>,
+    ) -> Result<Response<pb::RewrapDekResponse>, Status> {
+        let caller = caller_of(&request);
+        let request = convert::rewrap_request(request.into_inner());
+        self.dek(&methods::REWRAP_DEK, caller, request, convert::rewrapped).await
+    }
+
+    async fn generate_dek(
+        &self,
+        request: Request<pb::GenerateDekRequest>,
+    ) -> Result<Response<pb::GenerateDekResponse>, Status> {
+        let caller = caller_of(&request);
+        let (request, wrapped_only) = convert::generate_request(request.into_inner());
+        let encode = |answer| convert::generated(answer, wrapped_only);
+        self.dek(&methods::GENERATE_DEK, caller, request, encode).await
+    }
+
+    async fn batch_unwrap_deks(
+        &self,
+        request: Request<pb::BatchUnwrapDeksRequest>,
+    ) -> Result<Response<pb::BatchUnwrapDeksResponse>, Status> {
+        let method = &methods::BATCH_UNWRAP_DEKS;
+        if !(1..=MOST_IN_BATCH).contains(&request.get_ref().requests.len()) {
+            let refuse = |service: Arc<Service>, caller, _| async move {
+                service.enter(&caller, method, Ok(None))?;
+                Err(Malformed::new("requests", "must be 1 to 1000").into())
+            };
+            let never = |never: std::convert::Infallible| match never {};
+            return self.run(method, request, |_| "", refuse, never).await;
+        }
+        let caller = Arc::new(caller_of(&request));
+        let pb::BatchUnwrapDeksRequest { requests } = request.into_inner();
+        let mut requests = requests.into_iter().map(convert::unwrap_request).peekable();
+        let chunks = std::iter::from_fn(|| {
+            requests.peek()?;
+            Some(requests.by_ref().take(CHUNK).collect::<Vec<_>>())
+        });
+        let results: Vec<_> = stream::iter(chunks)
+            .map(|chunk| self.service.deks(&caller, method, chunk))
+            .buffered(CHUNKS_UNDER_WAY)
+            .flat_map(stream::iter)
+            .map(|result| convert::unwrap_result(result, &caller.request_id))
+            .collect()
+            .await;
+        answer(Ok(pb::BatchUnwrapDeksResponse { results }), &caller.request_id)
+    }
+
+    type StreamUnwrapDeksStream =
+        Pin<Box<dyn Stream<Item = Result<pb::StreamUnwrapDeksResponse, Status>> + Send>>;
+
+    async fn stream_unwrap_deks(
+        &self,
+        request: Request<Streaming<pb::StreamUnwrapDeksRequest>>,
+    ) -> Result<Response<Self::StreamUnwrapDeksStream>, Status> {
+        let caller = caller_of(&request);
+        let service = Arc::clone(&self.service);
+        let request_id = caller.request_id.clone();
+        // What has come meanwhile goes to the HSM as one job; several jobs may be
+        // under way, so that one chunk is read while another is worked on.
+        let answers = request
+            .into_inner()
+            .ready_chunks(CHUNK)
+            .map(move |chunk| {
+                let deadline = Instant::now() + DEFAULT_DEADLINE;
+                unwrap_chunk(Arc::clone(&service), Caller { deadline, ..caller.clone() }, chunk)
+            })
+            .buffer_unordered(CHUNKS_UNDER_WAY)
+            .flat_map(stream::iter);
+        answer(Ok(Box::pin(answers) as Self::StreamUnwrapDeksStream), &request_id)
+    }
+}
+
+/// What came on a stream: unwrapped in one go, each answer with its id.
+async fn unwrap_chunk(
+    service: Arc<Service>,
+    caller: Caller,
+    chunk: Vec<Result<pb::StreamUnwrapDeksRequest, Status>>,
+) -> Vec<Result<pb::StreamUnwrapDeksResponse, Status>> {
+    let caller = Arc::new(caller);
+    let (mut ids, mut requests, mut broken) = (Vec::new(), Vec::new(), None);
+    for item in chunk {
+        match item {
+            Ok(pb::StreamUnwrapDeksRequest { id, request }) => {
+                ids.push(id);
+                // Without a request it names no key, and is refused for that.
+                requests.push(convert::unwrap_request(request.unwrap_or_default()));
+            }
+            Err(status) => broken = Some(status),
+        }
+    }
+    let results = service.deks(&caller, &methods::STREAM_UNWRAP_DEKS, requests).await;
+    let results = ids.into_iter().zip(results).map(|(id, result)| {
+        let result = Some(convert::unwrap_result(result, &caller.request_id));
+        Ok(pb::StreamUnwrapDeksResponse { id, result })
+    });
+    results.chain(broken.map(Err)).collect()
+}
+
+/// DEKs that go to the HSM as one job.
+const CHUNK: usize = 64;
+/// Jobs of one batch or stream that may be under way.
+const CHUNKS_UNDER_WAY: usize = 4;
+/// The contract's limit of a batch.
+const MOST_IN_BATCH: usize = 1000;

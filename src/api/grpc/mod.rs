@@ -1,0 +1,174 @@
+//! The services of `rootkeyd.v1`: each method decodes, calls one use case and
+//! encodes. Here is what is common to all of them: who asks, the deadline, and the
+//! record; a file each for the services.
+
+mod admin;
+mod audit;
+mod crypto;
+mod keys;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::server::Peer;
+use super::{convert, status::status};
+use crate::domain::{InstanceId, KeyName, Malformed};
+use crate::error::Error;
+use crate::service::{Answer, Call, Caller, Method, Service};
+
+/// The services, on the use cases.
+#[derive(Clone)]
+pub(super) struct Edge {
+    service: Arc<Service>,
+    crn_prefix: Arc<str>,
+}
+
+impl Edge {
+    pub(super) fn new(service: Arc<Service>) -> Self {
+        let crn_prefix = service.settings().crn_prefix.as_str().into();
+        Self { service, crn_prefix }
+    }
+
+    /// One call from its request to its status: `work` is the use case; here are
+    /// deadline and record.
+    async fn run<Q, A, T, F>(
+        &self,
+        method: &'static Method,
+        request: Request<Q>,
+        subject: fn(&Q) -> &str,
+        work: impl FnOnce(Arc<Service>, Arc<Caller>, Q) -> F,
+        encode: impl FnOnce(A) -> T,
+    ) -> Result<Response<T>, Status>
+    where
+        F: Future<Output = Result<Answer<A>, Error>>,
+    {
+        let caller = Arc::new(caller_of(&request));
+        let message = request.into_inner();
+        let subject = subject(&message).to_owned();
+        let work = work(Arc::clone(&self.service), Arc::clone(&caller), message);
+        let result = match tokio::time::timeout_at(caller.deadline.into(), work).await {
+            Ok(result) => result,
+            Err(elapsed) => Err(Error::deadline().caused_by(elapsed)),
+        };
+        // The deadline is over for the work, not for its record.
+        let mut recorder = (*caller).clone();
+        recorder.deadline = recorder.deadline.max(Instant::now() + RECORD_DEADLINE);
+        let concluded = self.service.conclude(&recorder, method, &subject, result).await;
+        answer(concluded.map(encode), &caller.request_id)
+    }
+}
+
+fn answer<T>(result: Result<T, Error>, request_id: &str) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(|error| status(&error, request_id))
+}
+
+/// Enters with the permission on the instance of a key.
+fn enter_key(
+    service: &Service,
+    caller: &Arc<Caller>,
+    method: &'static Method,
+    name: &str,
+) -> Result<(Call, KeyName), Error> {
+    let name = convert::key_name(name);
+    let instance = name.as_ref().map(|name| Some(&name.instance)).map_err(|error| *error);
+    let call = service.enter(caller, method, instance)?;
+    Ok((call, name?))
+}
+
+/// Enters with the permission on an instance.
+fn enter_instance(
+    service: &Service,
+    caller: &Arc<Caller>,
+    method: &'static Method,
+    parent: &str,
+) -> Result<(Call, InstanceId), Error> {
+    let instance = InstanceId::from_parent(parent);
+    let call = service.enter(caller, method, scope(&instance))?;
+    Ok((call, instance?))
+}
+
+fn scope(instance: &Result<InstanceId, Malformed>) -> Result<Option<&InstanceId>, Malformed> {
+    instance.as_ref().map(Some).map_err(|malformed| *malformed)
+}
+
+/// Who asks, and until when.
+fn caller_of<Q>(request: &Request<Q>) -> Caller {
+    let peer = request.extensions().get::<Peer>();
+    let wait = timeout_in(request.metadata()).unwrap_or(DEFAULT_DEADLINE).min(LONGEST_DEADLINE);
+    Caller {
+        principal: peer.and_then(|peer| peer.principal.clone()),
+        source_address: peer.map(|peer| peer.address.to_string()).unwrap_or_default(),
+        request_id: request_id_in(request.metadata()),
+        deadline: Instant::now() + wait,
+    }
+}
+
+/// `grpc-timeout`: up to 8 digits and a unit (gRPC over HTTP/2).
+fn timeout_in(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|c| c.is_ascii_digit()) {
+        return None;
+    }
+    let number = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+/// `x-request-id`, if it is one that can be logged; else a new one.
+fn request_id_in(metadata: &MetadataMap) -> String {
+    let given = metadata.get("x-request-id").and_then(|value| value.to_str().ok());
+    let given = given.filter(|text| (1..=LONGEST_REQUEST_ID).contains(&text.len()));
+    given.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned)
+}
+
+/// How long a caller waits who does not say, and who says more.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
+const LONGEST_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a record may take, of a call whose own deadline is over.
+const RECORD_DEADLINE: Duration = Duration::from_secs(5);
+/// In characters.
+const LONGEST_REQUEST_ID: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_timeout_is_read_strictly() {
+        let timeout = |text: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().unwrap());
+            timeout_in(&metadata)
+        };
+        assert_eq!(timeout("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for text in ["", "S", "5", "5s", "+5S", "123456789S", "5 S"] {
+            assert_eq!(timeout(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_request_id_that_cannot_be_logged_is_replaced() {
+        let id = |text: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("x-request-id", text.parse().unwrap());
+            request_id_in(&metadata)
+        };
+        assert_eq!(id("abc-1"), "abc-1");
+        assert_ne!(id(&"a".repeat(129)), "a".repeat(129));
+        assert_eq!(request_id_in(&MetadataMap::new()).len(), 36);
+    }
+}
