@@ -2,6 +2,7 @@
 //! acknowledged is there after the restart, and what was not leaves nothing.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail")]
+#![expect(clippy::print_stdout, reason = "how much was tried says what the result is worth")]
 
 mod common;
 
