@@ -75,7 +75,7 @@ pub fn serve(
     tokio::spawn(accept(listener, acceptor, limits, connections, stopped.clone()));
     tokio::spawn(tell_health(health, hsm));
 
-    let edge = Edge::new(service);
+    let edge = Edge::new(service, stopped.clone());
     let router = Server::builder()
         .max_concurrent_streams(limits.streams)
         .http2_max_header_list_size(MOST_HEADER_BYTES)

@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rootkeyd::api::pb;
@@ -25,11 +25,11 @@ use tonic_types::StatusExt;
 /// A daemon, and the directory that it keeps everything in.
 pub struct Daemon {
     child: Child,
+    stdout: BufReader<ChildStdout>,
     pub address: String,
     pub dir: PathBuf,
     pub clock: PathBuf,
     pub log: PathBuf,
-    filter: &'static str,
     /// Removes the directory, if it is ours.
     temporary: Option<TempDir>,
 }
@@ -60,9 +60,14 @@ pub const CLI: &str = env!("CARGO_BIN_EXE_rootkeyctl");
 impl Daemon {
     /// In a new directory, on first use.
     pub fn start() -> Self {
+        Self::start_with_env(&[])
+    }
+
+    /// The same, with these variables in its environment.
+    pub fn start_with_env(variables: &[(&str, &str)]) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let dir = temporary.path().join("dev");
-        let mut daemon = Self::start_in(&dir);
+        let mut daemon = Self::begin(&dir, variables);
         daemon.temporary = Some(temporary);
         daemon
     }
@@ -79,20 +84,38 @@ impl Daemon {
 
     /// In `dir`.
     pub fn start_in(dir: &Path) -> Self {
-        Self::start_logging(dir, "info")
+        Self::begin(dir, &[])
     }
 
-    /// In `dir`, with this filter of its log.
-    pub fn start_logging(dir: &Path, filter: &'static str) -> Self {
+    fn begin(dir: &Path, variables: &[(&str, &str)]) -> Self {
         fs::create_dir_all(dir).unwrap();
         let (clock, log) = (dir.join("clock"), dir.join("log"));
-        let (child, address) = spawn(dir, &clock, &log, filter);
-        Self { child, address, dir: dir.into(), clock, log, filter, temporary: None }
+        let mut command = dev(dir, &clock);
+        let (child, stdout, address) = spawn(command.envs(variables.iter().copied()), &log);
+        Self { child, stdout, address, dir: dir.into(), clock, log, temporary: None }
     }
 
     /// After it was ended: again in the same directory.
     pub fn start_again(&mut self) {
-        (self.child, self.address) = spawn(&self.dir, &self.clock, &self.log, self.filter);
+        self.start_by(self.dev());
+    }
+
+    /// After it was ended: by this command, which serves the same directory.
+    pub fn start_by(&mut self, mut command: Command) {
+        (self.child, self.stdout, self.address) = spawn(&mut command, &self.log);
+    }
+
+    /// `rootkeyd dev`, in this directory.
+    pub fn dev(&self) -> Command {
+        dev(&self.dir, &self.clock)
+    }
+
+    /// `rootkeyd --config`, with the configuration that `rootkeyd dev` made.
+    pub fn by_config(&self) -> Command {
+        let mut command = Command::new(DAEMON);
+        command.arg("--config").arg(self.dir.join("rootkeyd.toml"));
+        command.env("SOFTHSM2_CONF", self.dir.join("softhsm2.conf"));
+        command
     }
 
     /// SIGTERM; waits, and requires that it ended well.
@@ -129,6 +152,13 @@ impl Daemon {
         self.child.id()
     }
 
+    /// What it printed after the line that it listens; waits until it ends.
+    pub fn printed(&mut self) -> Vec<u8> {
+        let mut printed = Vec::new();
+        self.stdout.read_to_end(&mut printed).unwrap();
+        printed
+    }
+
     /// What it logged so far.
     pub fn logged(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
@@ -150,11 +180,17 @@ impl Daemon {
     /// An endpoint with the certificate of `name`, or none.
     pub fn endpoint(&self, name: Option<&str>) -> Endpoint {
         let read = |file: String| fs::read(self.dir.join("tls").join(file)).unwrap();
-        let mut tls =
-            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("ca.pem".into())));
-        if let Some(name) = name {
-            let (certificate, key) = (read(format!("{name}.pem")), read(format!("{name}.key")));
-            tls = tls.identity(Identity::from_pem(certificate, key));
+        self.endpoint_as(name.map(|name| {
+            Identity::from_pem(read(format!("{name}.pem")), read(format!("{name}.key")))
+        }))
+    }
+
+    /// An endpoint with this certificate, or none.
+    pub fn endpoint_as(&self, identity: Option<Identity>) -> Endpoint {
+        let ca = Certificate::from_pem(fs::read(self.dir.join("tls/ca.pem")).unwrap());
+        let mut tls = ClientTlsConfig::new().ca_certificate(ca);
+        if let Some(identity) = identity {
+            tls = tls.identity(identity);
         }
         let uri = format!("https://{}", self.address);
         let endpoint = Endpoint::from_shared(uri).unwrap().tls_config(tls).unwrap();
@@ -188,26 +224,25 @@ impl Drop for Daemon {
     }
 }
 
-fn spawn(dir: &Path, clock: &Path, log: &Path, filter: &str) -> (Child, String) {
+fn dev(dir: &Path, clock: &Path) -> Command {
+    let mut command = Command::new(DAEMON);
+    command.args(["dev", "--listen", "127.0.0.1:0", "--dir"]).arg(dir);
+    command.arg("--test-clock").arg(clock);
+    command
+}
+
+fn spawn(command: &mut Command, log: &Path) -> (Child, BufReader<ChildStdout>, String) {
     let log_file = File::options().create(true).append(true).open(log).unwrap();
-    let mut child = Command::new(DAEMON)
-        .args(["dev", "--listen", "127.0.0.1:0", "--dir"])
-        .arg(dir)
-        .arg("--test-clock")
-        .arg(clock)
-        .env("ROOTKEYD_LOG", filter)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log_file)
-        .spawn()
-        .unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log_file);
+    let mut child = command.spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    stdout.read_line(&mut line).unwrap();
     let address = line.trim().strip_prefix("listening on ").map(str::to_owned);
     let address = address.unwrap_or_else(|| {
         panic!("the daemon did not start\n{}", fs::read_to_string(log).unwrap_or_default())
     });
-    (child, address)
+    (child, stdout, address)
 }
 
 impl Client {

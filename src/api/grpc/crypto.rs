@@ -111,8 +111,12 @@ impl CryptoService for Edge {
         let request_id = caller.request_id.clone();
         // What has come meanwhile goes to the HSM as one job; several jobs may be
         // under way, so that one chunk is read while another is worked on.
+        // When the daemon stops, what was sent is answered and no more is read.
+        let mut stopped = self.stopped.clone();
+        let stopped = async move { drop(stopped.wait_for(|stopped| *stopped).await) };
         let answers = request
             .into_inner()
+            .take_until(Box::pin(stopped))
             .ready_chunks(CHUNK)
             .map(move |chunk| {
                 let deadline = Instant::now() + DEFAULT_DEADLINE;

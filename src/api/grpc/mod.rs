@@ -10,6 +10,7 @@ mod keys;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -25,12 +26,14 @@ use crate::service::{Answer, Call, Caller, Method, Service};
 pub(super) struct Edge {
     service: Arc<Service>,
     crn_prefix: Arc<str>,
+    /// Becomes true when the daemon stops.
+    stopped: watch::Receiver<bool>,
 }
 
 impl Edge {
-    pub(super) fn new(service: Arc<Service>) -> Self {
+    pub(super) fn new(service: Arc<Service>, stopped: watch::Receiver<bool>) -> Self {
         let crn_prefix = service.settings().crn_prefix.as_str().into();
-        Self { service, crn_prefix }
+        Self { service, crn_prefix, stopped }
     }
 
     /// One call from its request to its status: `work` is the use case; here are
