@@ -201,3 +201,98 @@ async fn each_item_of_batch_and_stream_has_a_record_of_its_own() {
         assert_eq!(counts, HashMap::from(expected), "{id}");
     }
 }
+
+/// A call with a body of our own making, as another program would send it.
+async fn raw(client: &Client, path: &'static str, id: &str, body: Vec<u8>) -> tonic::Status {
+    let mut grpc = tonic::client::Grpc::new(client.channel.clone());
+    grpc = grpc.max_encoding_message_size(usize::MAX);
+    grpc.ready().await.unwrap();
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+    let answer: Result<tonic::Response<Vec<u8>>, _> =
+        grpc.unary(with_id(body, id), path, RawCodec).await;
+    answer.map(drop).unwrap_err()
+}
+
+/// Sends bytes as they are.
+struct RawCodec;
+
+impl tonic::codec::Codec for RawCodec {
+    type Encode = Vec<u8>;
+    type Decode = Vec<u8>;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl tonic::codec::Encoder for RawCodec {
+    type Item = Vec<u8>;
+    type Error = tonic::Status;
+
+    fn encode(
+        &mut self,
+        item: Vec<u8>,
+        buffer: &mut tonic::codec::EncodeBuf<'_>,
+    ) -> Result<(), tonic::Status> {
+        bytes::BufMut::put_slice(buffer, &item);
+        Ok(())
+    }
+}
+
+impl tonic::codec::Decoder for RawCodec {
+    type Item = Vec<u8>;
+    type Error = tonic::Status;
+
+    fn decode(
+        &mut self,
+        _buffer: &mut tonic::codec::DecodeBuf<'_>,
+    ) -> Result<Option<Vec<u8>>, tonic::Status> {
+        Ok(Some(Vec::new()))
+    }
+}
+
+#[tokio::test]
+async fn what_never_reaches_a_method_is_refused_with_a_reason_and_recorded() {
+    let mut daemon = Daemon::start();
+    let client = daemon.client("admin").await;
+    let cases = [
+        ("/rootkeyd.v1.CryptoService/UnwrapDek", "refused-bytes", vec![0xff; 40], "FIELD_INVALID"),
+        (
+            "/rootkeyd.v1.KeyService/GetKey",
+            "refused-long-key",
+            vec![0x0a; 100_000],
+            "FIELD_INVALID",
+        ),
+        (
+            "/rootkeyd.v1.CryptoService/WrapDek",
+            "refused-long-dek",
+            vec![0; 17 << 20],
+            "FIELD_INVALID",
+        ),
+        ("/rootkeyd.v1.KeyService/NoSuchMethod", "refused-no-method", Vec::new(), "UNIMPLEMENTED"),
+        (
+            "/rootkeyd.v1.CryptoService/StreamUnwrapDeks",
+            "refused-in-stream",
+            vec![0xff; 40],
+            "FIELD_INVALID",
+        ),
+    ];
+    for (path, id, body, reason) in cases {
+        let refused = refusal(raw(&client, path, id, body).await);
+        assert_eq!(refused.reason, reason, "{path}");
+    }
+    // They name no instance, so that no instance's list has them: the log does.
+    daemon.stop().await;
+    let segment = std::fs::read(daemon.dir.join("state/audit/00000000000000000001.log")).unwrap();
+    let log = String::from_utf8_lossy(&segment);
+    for id in ["bytes", "long-key", "long-dek", "no-method", "in-stream"] {
+        assert!(log.contains(&format!("refused-{id}")), "{id} is not in the log");
+    }
+    rootkeyd::audit::verify(&daemon.dir.join("state/audit")).unwrap();
+}

@@ -47,6 +47,10 @@ methods! {
     GET_HSM_STATUS         = "AdminService/GetHsmStatus",        ReadServer, "rootkeyd.hsm.read";
 }
 
+/// A method that there is not: what a call of it is recorded as.
+pub static UNKNOWN: Method =
+    Method { name: "", permission: Permission::ReadServer, action: "kms.secrets.default" };
+
 /// Fields that hold a DEK: message and field. Their messages print lengths only.
 pub const SECRET_FIELDS: [(&str, &str); 3] =
     [("WrapDekRequest", "dek"), ("UnwrapDekResponse", "dek"), ("GenerateDekResponse", "dek")];

@@ -5,6 +5,7 @@ mod convert;
 mod grpc;
 pub mod methods;
 pub mod pb;
+mod refusals;
 mod server;
 pub mod status;
 mod tls;

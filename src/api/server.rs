@@ -24,6 +24,7 @@ use super::pb::admin_service_server::AdminServiceServer;
 use super::pb::audit_service_server::AuditServiceServer;
 use super::pb::crypto_service_server::CryptoServiceServer;
 use super::pb::key_service_server::KeyServiceServer;
+use super::refusals::Refusals;
 use super::tls::server_config;
 use super::{Identity, TlsError, pb};
 use crate::auth::mtls::principal_of;
@@ -75,8 +76,10 @@ pub fn serve(
     tokio::spawn(accept(listener, acceptor, limits, connections, stopped.clone()));
     tokio::spawn(tell_health(health, hsm));
 
+    let refusals = Refusals(Arc::clone(&service));
     let edge = Edge::new(service, stopped.clone());
     let router = Server::builder()
+        .layer(refusals)
         .max_concurrent_streams(limits.streams)
         .http2_max_header_list_size(MOST_HEADER_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE))

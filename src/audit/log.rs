@@ -5,25 +5,43 @@
 use std::io;
 use std::sync::Arc;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
 use super::AuditError;
 use super::chain::{Head, TooLong};
 use super::segment::{Directory, HEADER, Tail};
+use crate::domain::Event;
 
 /// Most bytes of one batch, and so of what a crash can tear.
 pub(super) const BATCH_BYTES: usize = 4 << 20;
 
 /// Events that are to be appended together.
 pub(super) struct Entry {
-    pub(super) events: Vec<crate::domain::Event>,
+    pub(super) events: Vec<Event>,
     pub(super) answer: Answer,
 }
 
 /// The sequence of the first record, once all are durable.
 pub(super) type Answer = oneshot::Sender<Result<u64, AuditError>>;
+
+/// Where entries come from. Each has its answer when this goes, however it goes: the
+/// queue takes no more first, and then those that wait in it are dropped.
+pub(super) struct Intake {
+    pub(super) queue: Arc<Queue>,
+    pub(super) receiver: Receiver<Entry>,
+}
+
+/// Where entries go; `None` once the log is closed.
+pub(super) type Queue = RwLock<Option<Sender<Entry>>>;
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        drop(self.queue.write().take());
+        while self.receiver.try_recv().is_ok() {}
+    }
+}
 
 /// What of the log is durable, and so may be read.
 pub(super) struct State {
@@ -39,6 +57,9 @@ pub(super) struct Writer {
     directory: Directory,
     tail: Tail,
     segment_bytes: u64,
+    /// Whether the file of the next segment may exist, without its header: then no record
+    /// can go into this one any more.
+    rotating: bool,
     state: Arc<RwLock<State>>,
     /// Where the chain will stand after the batch.
     head: Head,
@@ -55,16 +76,16 @@ impl Writer {
         state: Arc<RwLock<State>>,
     ) -> Self {
         let head = state.read().head;
-        let (batch, waiting) = (Vec::new(), Vec::new());
-        Self { directory, tail, segment_bytes, state, head, batch, waiting }
+        let (batch, waiting, rotating) = (Vec::new(), Vec::new(), false);
+        Self { directory, tail, segment_bytes, rotating, state, head, batch, waiting }
     }
 
     /// Until every sender of the queue is gone and nothing waits in it.
-    pub(super) fn run(mut self, queue: &Receiver<Entry>) {
-        while let Ok(entry) = queue.recv() {
+    pub(super) fn run(mut self, intake: &Intake) {
+        while let Ok(entry) = intake.receiver.recv() {
             self.add(entry);
             while self.has_room()
-                && let Ok(entry) = queue.try_recv()
+                && let Ok(entry) = intake.receiver.try_recv()
             {
                 self.add(entry);
             }
@@ -112,9 +133,12 @@ impl Writer {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        if self.tail.end > HEADER && self.tail.end + self.batch.len() as u64 > self.segment_bytes {
+        let end = self.tail.end + self.batch.len() as u64;
+        self.rotating |= self.tail.end > HEADER && end > self.segment_bytes;
+        if self.rotating {
             let head = self.state.read().head;
             self.tail = Tail::create(&self.directory, &head)?;
+            self.rotating = false;
             let mut state = self.state.write();
             state.segments.push(head.records + 1);
             state.end = self.tail.end;

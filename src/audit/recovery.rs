@@ -118,6 +118,9 @@ mod tests {
     use super::super::{Audit, Settings, verify};
     use super::*;
 
+    /// First sequence number and bytes of each segment.
+    type Files = Vec<(u64, Vec<u8>)>;
+
     fn block<T>(future: impl Future<Output = Result<T, AuditError>>) -> Result<T, AuditError> {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
     }
@@ -149,7 +152,7 @@ mod tests {
     }
 
     /// The files of a log of three segments, three records in each.
-    fn three_segments() -> Vec<(u64, Vec<u8>)> {
+    fn three_segments() -> Files {
         let directory = tempfile::tempdir().unwrap();
         let audit = open(&directory).unwrap();
         for _ in 0..3 {
@@ -178,8 +181,8 @@ mod tests {
     fn a_tail_torn_at_any_byte_of_the_last_batch_is_put_aside() {
         let (bytes, ends) = written(&[3, 3]);
         for cut in ends[0]..bytes.len() {
-            for zeros in [0, 37] {
-                let left = [&bytes[..cut], &vec![0; zeros]].concat();
+            for zeros in if cut % 8 == 0 { 0..2 } else { 0..1 } {
+                let left = [&bytes[..cut], &vec![0; 37 * zeros]].concat();
                 let directory = with(&[(1, &left)]);
                 let audit = open(&directory).unwrap();
                 assert!((3..6).contains(&audit.length()), "cut at {cut}");
@@ -273,16 +276,16 @@ mod tests {
     }
 
     #[test]
-    fn verify_notices_every_flipped_bit() {
+    fn verify_notices_a_flipped_bit_in_every_byte() {
         let files = three_segments();
         let directory = directory_of(&files);
         assert_eq!(verify(directory.path()).unwrap().records, 9);
         for (first, bytes) in &files {
-            for bit in 0..bytes.len() * 8 {
+            for at in 0..bytes.len() {
                 let mut flipped = bytes.clone();
-                flipped[bit / 8] ^= 1 << (bit % 8);
+                flipped[at] ^= 1 << (at % 8);
                 fs::write(segment(&directory, *first), flipped).unwrap();
-                assert!(is_corrupt(verify(directory.path())), "segment {first} bit {bit}");
+                assert!(is_corrupt(verify(directory.path())), "segment {first} byte {at}");
             }
             fs::write(segment(&directory, *first), bytes).unwrap();
         }
@@ -314,7 +317,6 @@ mod tests {
     #[test]
     fn a_missing_swapped_or_shortened_segment_is_noticed() {
         let whole = three_segments();
-        type Files = Vec<(u64, Vec<u8>)>;
         let changes: [fn(&mut Files); 6] = [
             |files| drop(files.remove(0)),
             |files| drop(files.remove(1)),

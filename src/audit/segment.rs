@@ -86,18 +86,12 @@ impl Tail {
     /// Begins the segment behind `head`, or begins it anew if it holds no record yet.
     pub(super) fn create(directory: &Directory, head: &Head) -> io::Result<Self> {
         let path = directory.path.join(name(head.records + 1));
-        let file = options().create(true).truncate(false).open(&path)?;
+        let file = options().create(true).truncate(false).open(path)?;
         if file.metadata()?.len() > HEADER {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let begun = file.set_len(0).and_then(|()| file.write_all_at(&head.header(), 0));
-        if let Err(error) = begun {
-            // The records that follow may go into the segment before, whose
-            // successor would then not be this one.
-            fs::remove_file(&path).unwrap_or_else(|error| abort("removal", &error));
-            directory.sync();
-            return Err(error);
-        }
+        file.set_len(0)?;
+        file.write_all_at(&head.header(), 0)?;
         file.sync_all().unwrap_or_else(|error| abort("fsync of a new segment", &error));
         directory.sync();
         Ok(Self { file, end: HEADER })

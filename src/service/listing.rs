@@ -1,13 +1,14 @@
 //! Lists: of keys, of versions, of audit records. Every list is paged, and the
 //! work of one page is bounded.
 
+use std::io::ErrorKind::InvalidInput;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::{Answer, Call, Service};
-use crate::audit::{Cursor, Query, Record};
+use crate::audit::{AuditError, Cursor, Query, Record};
 use crate::domain::{InstanceId, Key, KeyId, KeyName, KeyState, Malformed, Timestamp, Version};
 use crate::error::{Error, Reason};
 
@@ -142,7 +143,13 @@ impl Service {
         let page = tokio::task::spawn_blocking(move || audit.page(&query, from)).await;
         let page = page.map_err(|error| {
             Error::new(Reason::Internal, "the audit log could not be read").caused_by(error)
-        })??;
+        })?;
+        let page = page.map_err(|error| {
+            // Of the right form, and no place in this log.
+            let nowhere = matches!(&error, AuditError::Unavailable { source, .. }
+                if source.kind() == InvalidInput);
+            if nowhere { Error::from(BAD_TOKEN) } else { Error::from(error) }
+        })?;
         let next_page_token = page.next.map_or_else(String::new, |cursor| cursor.to_string());
         Ok(Answer::about(Listed { items: page.records, next_page_token }, about))
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::super::{convert, methods, pb};
+use super::super::{convert, methods, pb, refusals};
 use super::{DEFAULT_DEADLINE, Edge, answer, caller_of};
 use crate::domain::Malformed;
 use crate::service::{Caller, DekAnswer, DekRequest, Method, Service};
@@ -151,7 +151,18 @@ async fn unwrap_chunk(
         let result = Some(convert::unwrap_result(result, &caller.request_id));
         Ok(pb::StreamUnwrapDeksResponse { id, result })
     });
-    results.chain(broken.map(Err)).collect()
+    let mut answers: Vec<_> = results.collect();
+    if let Some(refused) = broken {
+        answers.push(Err(match refusals::of_message(&refused) {
+            Some(error) => {
+                let method = methods::STREAM_UNWRAP_DEKS.name;
+                refusals::recorded(&service, (*caller).clone(), method, error).await
+            }
+            // The caller is gone.
+            None => refused,
+        }));
+    }
+    answers
 }
 
 /// DEKs that go to the HSM as one job.

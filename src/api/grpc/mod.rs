@@ -10,8 +10,8 @@ mod keys;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::{Extensions, HeaderMap};
 use tokio::sync::watch;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -100,19 +100,24 @@ fn scope(instance: &Result<InstanceId, Malformed>) -> Result<Option<&InstanceId>
 
 /// Who asks, and until when.
 fn caller_of<Q>(request: &Request<Q>) -> Caller {
-    let peer = request.extensions().get::<Peer>();
-    let wait = timeout_in(request.metadata()).unwrap_or(DEFAULT_DEADLINE).min(LONGEST_DEADLINE);
+    caller_in(request.metadata().as_ref(), request.extensions())
+}
+
+/// The same, before the request is tonic's.
+pub(super) fn caller_in(headers: &HeaderMap, extensions: &Extensions) -> Caller {
+    let peer = extensions.get::<Peer>();
+    let wait = timeout_in(headers).unwrap_or(DEFAULT_DEADLINE).min(LONGEST_DEADLINE);
     Caller {
         principal: peer.and_then(|peer| peer.principal.clone()),
         source_address: peer.map(|peer| peer.address.to_string()).unwrap_or_default(),
-        request_id: request_id_in(request.metadata()),
+        request_id: request_id_in(headers),
         deadline: Instant::now() + wait,
     }
 }
 
 /// `grpc-timeout`: up to 8 digits and a unit (gRPC over HTTP/2).
-fn timeout_in(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+fn timeout_in(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 || !digits.bytes().all(|c| c.is_ascii_digit()) {
         return None;
@@ -130,8 +135,8 @@ fn timeout_in(metadata: &MetadataMap) -> Option<Duration> {
 }
 
 /// `x-request-id`, if it is one that can be logged; else a new one.
-fn request_id_in(metadata: &MetadataMap) -> String {
-    let given = metadata.get("x-request-id").and_then(|value| value.to_str().ok());
+fn request_id_in(headers: &HeaderMap) -> String {
+    let given = headers.get("x-request-id").and_then(|value| value.to_str().ok());
     let given = given.filter(|text| (1..=LONGEST_REQUEST_ID).contains(&text.len()));
     given.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned)
 }
@@ -140,7 +145,7 @@ fn request_id_in(metadata: &MetadataMap) -> String {
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 const LONGEST_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a record may take, of a call whose own deadline is over.
-const RECORD_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const RECORD_DEADLINE: Duration = Duration::from_secs(5);
 /// In characters.
 const LONGEST_REQUEST_ID: usize = 128;
 
@@ -151,9 +156,9 @@ mod tests {
     #[test]
     fn a_grpc_timeout_is_read_strictly() {
         let timeout = |text: &str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("grpc-timeout", text.parse().unwrap());
-            timeout_in(&metadata)
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            timeout_in(&headers)
         };
         assert_eq!(timeout("5S"), Some(Duration::from_secs(5)));
         assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
@@ -166,12 +171,12 @@ mod tests {
     #[test]
     fn a_request_id_that_cannot_be_logged_is_replaced() {
         let id = |text: &str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("x-request-id", text.parse().unwrap());
-            request_id_in(&metadata)
+            let mut headers = HeaderMap::new();
+            headers.insert("x-request-id", text.parse().unwrap());
+            request_id_in(&headers)
         };
         assert_eq!(id("abc-1"), "abc-1");
         assert_ne!(id(&"a".repeat(129)), "a".repeat(129));
-        assert_eq!(request_id_in(&MetadataMap::new()).len(), 36);
+        assert_eq!(request_id_in(&HeaderMap::new()).len(), 36);
     }
 }

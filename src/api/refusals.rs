@@ -1,0 +1,122 @@
+//! What is refused before a method sees it: a message that is not of the
+//! contract's form or too long, a method that there is not. tonic answers these by
+//! itself; here they get a reason, like every refusal, and their record.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use http::{Request, Response};
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Layer, Service as TowerService};
+
+use super::grpc::{RECORD_DEADLINE, caller_in};
+use super::methods;
+use super::status::status;
+use crate::domain::Malformed;
+use crate::error::Error;
+use crate::service::{Answer, Caller, Service};
+
+/// Wraps the services of the listener.
+#[derive(Clone)]
+pub(super) struct Refusals(pub(super) Arc<Service>);
+
+/// A service whose refusals are looked at.
+#[derive(Clone)]
+pub(super) struct Watched<S> {
+    inner: S,
+    service: Arc<Service>,
+}
+
+impl<S> Layer<S> for Refusals {
+    type Service = Watched<S>;
+
+    fn layer(&self, inner: S) -> Watched<S> {
+        Watched { inner, service: Arc::clone(&self.0) }
+    }
+}
+
+impl<S> TowerService<Request<Body>> for Watched<S>
+where
+    S: TowerService<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let caller = caller_in(request.headers(), request.extensions());
+        let method = request.uri().path().strip_prefix(PACKAGE).map(str::to_owned);
+        let answered = self.inner.call(request);
+        let service = Arc::clone(&self.service);
+        Box::pin(async move {
+            let response = answered.await?;
+            let Some(method) = method else { return Ok(response) };
+            let Some(error) = not_ours(&response) else { return Ok(response) };
+            Ok(recorded(&service, caller, &method, error).await.into_http())
+        })
+    }
+}
+
+/// The error that tonic's own refusal of a message stands for; `None` if it tells
+/// of the connection and not of the message.
+pub(super) fn of_message(refused: &Status) -> Option<Error> {
+    match refused.code() {
+        Code::Internal | Code::InvalidArgument => {
+            Some(Malformed::new("message", "is not of the contract's form").into())
+        }
+        Code::OutOfRange | Code::ResourceExhausted => {
+            Some(Malformed::new("message", "is longer than this method takes").into())
+        }
+        Code::Unimplemented => Some(Error::unimplemented("the method, or the compression,")),
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::Unavailable
+        | Code::DataLoss
+        | Code::Unauthenticated => None,
+    }
+}
+
+/// The status of a call that never reached its method, with its record written.
+pub(super) async fn recorded(
+    service: &Service,
+    mut caller: Caller,
+    method: &str,
+    error: Error,
+) -> Status {
+    let row = methods::ALL.iter().find(|row| row.name == method).copied();
+    let row = row.unwrap_or(&methods::UNKNOWN);
+    caller.deadline = Instant::now() + RECORD_DEADLINE;
+    let refused: Result<Answer<std::convert::Infallible>, Error> = Err(error);
+    match service.conclude(&caller, row, "", refused).await {
+        Ok(never) => match never {},
+        Err(error) => status(&error, &caller.request_id),
+    }
+}
+
+/// What a response that none of our methods made stands for. Ours carry details.
+fn not_ours(response: &Response<Body>) -> Option<Error> {
+    let headers = response.headers();
+    if headers.contains_key("grpc-status-details-bin") {
+        return None;
+    }
+    let refused = Status::from_header_map(headers)?;
+    of_message(&refused)
+}
+
+/// The path that every method's name comes after.
+const PACKAGE: &str = "/rootkeyd.v1.";
