@@ -5,14 +5,13 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use http::{Request, Response};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service as TowerService};
 
-use super::grpc::{RECORD_DEADLINE, caller_in};
+use super::grpc::caller_in;
 use super::methods;
 use super::status::status;
 use crate::domain::Malformed;
@@ -60,7 +59,7 @@ where
             let response = answered.await?;
             let Some(method) = method else { return Ok(response) };
             let Some(error) = not_ours(&response) else { return Ok(response) };
-            Ok(recorded(&service, caller, &method, error).await.into_http())
+            Ok(recorded(&service, &caller, &method, error).await.into_http())
         })
     }
 }
@@ -94,15 +93,14 @@ pub(super) fn of_message(refused: &Status) -> Option<Error> {
 /// The status of a call that never reached its method, with its record written.
 pub(super) async fn recorded(
     service: &Service,
-    mut caller: Caller,
+    caller: &Caller,
     method: &str,
     error: Error,
 ) -> Status {
     let row = methods::ALL.iter().find(|row| row.name == method).copied();
     let row = row.unwrap_or(&methods::UNKNOWN);
-    caller.deadline = Instant::now() + RECORD_DEADLINE;
     let refused: Result<Answer<std::convert::Infallible>, Error> = Err(error);
-    match service.conclude(&caller, row, "", refused).await {
+    match service.conclude(caller, row, "", refused).await {
         Ok(never) => match never {},
         Err(error) => status(&error, &caller.request_id),
     }

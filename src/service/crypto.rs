@@ -80,16 +80,16 @@ impl Service {
             requests.into_iter().map(|request| self.permit_dek(caller, method, request)).collect();
         let mut results = self.run_deks(caller, permitted).await;
 
-        let mut events: Vec<Event> = results
+        let events: Vec<Event> = results
             .iter()
             .zip(&names)
             .map(|(result, name)| self.dek_event(caller, method, name, result))
             .collect();
-        if let Err(error) = self.append(events.clone(), caller.deadline).await {
+        if let Err(error) = self.append(events, caller.deadline).await {
             return results.iter().map(|_wiped| Err(error.again())).collect();
         }
 
-        events.clear();
+        let mut events = Vec::new();
         for (result, name) in results.iter_mut().zip(&names) {
             let Ok((answer, action)) = result else { continue };
             if let Err(late) = self.still_permitted(caller, method, &answer.key, *action) {

@@ -6,15 +6,18 @@
 //! touches the HSM too is begun with an intent, which `reconcile.rs` finishes or
 //! undoes after a crash.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use uuid::Uuid;
 
+use super::registry::Slot;
 use super::{Answer, Call, Service, interrupted, state_detail, within};
 use crate::domain::{
     Alias, Event, History, InstanceId, Key, KeyAction, KeyDetails, KeyId, KeyName, Malformed,
-    Outcome, Timestamp, Version, VersionId, deletion,
+    Outcome, PrincipalId, Timestamp, Version, VersionId, deletion,
 };
 use crate::error::{Error, Reason};
 use crate::hsm::Sealed;
@@ -51,6 +54,9 @@ pub struct Update {
     pub tags: Option<Vec<String>>,
 }
 
+/// Requests with an id that are under way, by principal and id.
+pub(super) type UnderWay = HashMap<(PrincipalId, Uuid), Weak<Mutex<()>>>;
+
 /// Whether a change takes something away or gives something.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Effect {
@@ -76,6 +82,7 @@ impl Service {
         }
         let (service, call) = (Arc::clone(self), call.clone());
         self.change(call.clone(), async move {
+            let _alone = service.alone(&call, request).await?;
             if let Some(made) = service.made_before(&call, request).await? {
                 return Ok(made);
             }
@@ -87,13 +94,7 @@ impl Service {
             if made.is_err() {
                 service.registry.free(&instance, &aliases);
             }
-            match made {
-                Err(error) if error.reason == Reason::EtagMismatch => {
-                    // The same request came twice at once, and the other one won.
-                    service.made_before(&call, request).await?.ok_or(error)
-                }
-                made => made,
-            }
+            made
         })
         .await
     }
@@ -153,6 +154,7 @@ impl Service {
     ) -> Result<Answer<Arc<Key>>, Error> {
         let (service, call) = (Arc::clone(self), call.clone());
         self.change(call.clone(), async move {
+            let _alone = service.alone(&call, request).await?;
             if let Some(made) = service.made_before(&call, request).await? {
                 return Ok(made);
             }
@@ -299,32 +301,31 @@ impl Service {
         etag: String,
         update: Update,
     ) -> Result<Answer<Arc<Key>>, Error> {
-        let slot = self.registry.find(&name)?;
-        let (id, instance) = (slot.key().id, name.instance.clone());
-        let wanted = update.aliases.clone().unwrap_or_default();
-        let (service, task_call) = (Arc::clone(self), call.clone());
+        let (service, call) = (Arc::clone(self), call.clone());
         self.change(call.clone(), async move {
-            let before = slot.key().details.aliases.clone();
-            service.registry.reserve(&instance, &wanted, id)?;
-            let changed = service
-                .transition_in_task(&task_call, name, &etag, Effect::Loosen, |service, key, now| {
-                    service.permit(key, KeyAction::Update, now)?;
-                    let Update { display_name, aliases, tags } = update;
-                    let old = key.details.clone();
-                    let details = KeyDetails {
-                        display_name: display_name.unwrap_or(old.display_name),
-                        description: old.description,
-                        aliases: aliases.unwrap_or(old.aliases),
-                        tags: tags.unwrap_or(old.tags),
-                    };
-                    Ok(Key { details: details.checked()?, ..key.changed(now) })
-                })
-                .await;
+            let slot = service.registry.find(&name)?;
+            let _changing = within(call.caller.deadline, slot.changing.lock()).await?;
+            let before = slot.key();
+            let wanted = update.aliases.clone().unwrap_or_default();
+            service.registry.reserve(&before.instance, &wanted, before.id)?;
+            let changed = service.replace(&call, &slot, &etag, Effect::Loosen, |key, now| {
+                service.permit(key, KeyAction::Update, now)?;
+                let Update { display_name, aliases, tags } = update;
+                let old = key.details.clone();
+                let details = KeyDetails {
+                    display_name: display_name.unwrap_or(old.display_name),
+                    description: old.description,
+                    aliases: aliases.unwrap_or(old.aliases),
+                    tags: tags.unwrap_or(old.tags),
+                };
+                Ok(Key { details: details.checked()?, ..key.changed(now) })
+            });
+            let changed = changed.await;
             // What the key has now stays taken; all else of before and wanted is free.
-            let has = slot.key().details.aliases.clone();
-            let gone: Vec<_> =
-                before.into_iter().chain(wanted).filter(|alias| !has.contains(alias)).collect();
-            service.registry.free(&instance, &gone);
+            let has = &slot.key().details.aliases;
+            let known = before.details.aliases.iter().cloned().chain(wanted);
+            let gone: Vec<_> = known.filter(|alias| !has.contains(alias)).collect();
+            service.registry.free(&before.instance, &gone);
             changed
         })
         .await
@@ -349,26 +350,29 @@ impl Service {
         effect: Effect,
         decide: impl FnOnce(&Self, &Key, Timestamp) -> Result<Key, Error> + Send + 'static,
     ) -> Result<Answer<Arc<Key>>, Error> {
-        let (service, task_call) = (Arc::clone(self), call.clone());
+        let (service, call) = (Arc::clone(self), call.clone());
         self.change(call.clone(), async move {
-            service.transition_in_task(&task_call, name, &etag, effect, decide).await
+            let slot = service.registry.find(&name)?;
+            let _changing = within(call.caller.deadline, slot.changing.lock()).await?;
+            let decide = |key: &Key, now| decide(&service, key, now);
+            service.replace(&call, &slot, &etag, effect, decide).await
         })
         .await
     }
 
-    async fn transition_in_task(
-        self: &Arc<Self>,
+    /// Puts another state of a key in the place of this one, in memory and in the
+    /// store. The caller holds the slot's lock.
+    async fn replace(
+        &self,
         call: &Call,
-        name: KeyName,
+        slot: &Slot,
         etag: &str,
         effect: Effect,
-        decide: impl FnOnce(&Self, &Key, Timestamp) -> Result<Key, Error> + Send + 'static,
+        decide: impl FnOnce(&Key, Timestamp) -> Result<Key, Error> + Send,
     ) -> Result<Answer<Arc<Key>>, Error> {
-        let slot = self.registry.find(&name)?;
-        let _changing = within(call.caller.deadline, slot.changing.lock()).await?;
         let old = slot.key();
         check_etag(&old, etag)?;
-        let new = Arc::new(decide(self, &old, self.now())?);
+        let new = Arc::new(decide(&old, self.now())?);
         let event = self.change_event(call, &new);
         let change = Change {
             key: Some(KeyWrite::Update { key: Arc::clone(&new), from: old.generation }),
@@ -400,6 +404,25 @@ impl Service {
         let task = self.changes.spawn(work);
         let joined = within(call.caller.deadline, task).await?;
         joined.unwrap_or_else(|error| Err(interrupted().caused_by(error)))
+    }
+
+    /// Waits until no other request with this id is under way, so that the same
+    /// request twice at once makes one thing.
+    async fn alone(
+        &self,
+        call: &Call,
+        request: Option<RequestId>,
+    ) -> Result<Option<OwnedMutexGuard<()>>, Error> {
+        let Some(request) = request else { return Ok(None) };
+        let gate = {
+            let mut under_way = self.under_way.lock();
+            under_way.retain(|_, gate| gate.strong_count() > 0);
+            let name = (call.principal.clone(), request.id);
+            let gate = under_way.get(&name).and_then(Weak::upgrade).unwrap_or_default();
+            under_way.insert(name, Arc::downgrade(&gate));
+            gate
+        };
+        Ok(Some(within(call.caller.deadline, gate.lock_owned()).await?))
     }
 
     /// What this request made, if it was made before.

@@ -118,6 +118,8 @@ pub struct Service {
     intents: Intents,
     /// Changes run here, so that a caller who hangs up does not interrupt one.
     changes: TaskTracker,
+    /// Equal ones wait for each other.
+    under_way: Mutex<keys::UnderWay>,
     /// Events that are durable in the store's outbox and not yet in the audit log.
     unpublished: Mutex<Vec<Event>>,
     boot_id: Uuid,
@@ -145,6 +147,7 @@ impl Service {
             bindings: ArcSwap::from_pointee(bindings),
             intents: Intents::new(snapshot.intents),
             changes: TaskTracker::new(),
+            under_way: Mutex::default(),
             unpublished: Mutex::new(unpublished.into_iter().map(|(event, _)| event).collect()),
             boot_id: Uuid::new_v4(),
             started: clock(),
@@ -233,8 +236,10 @@ impl Service {
         permitted.map_err(|refused| Error::from(refused).about(key.name()))
     }
 
-    /// Appends records, which are durable when this returns.
+    /// Appends records, which are durable when this returns. The caller's deadline
+    /// is for the work: when it is over there is still time for the record.
     async fn append(&self, events: Vec<Event>, deadline: Instant) -> Result<(), Error> {
+        let deadline = deadline.max(Instant::now() + RECORD_PATIENCE);
         match tokio::time::timeout_at(deadline.into(), self.audit.append(events)).await {
             Ok(appended) => Ok(appended.map(|_sequence| ())?),
             Err(_elapsed) => Err(Error::deadline()),
@@ -316,6 +321,8 @@ async fn within<T>(deadline: Instant, work: impl Future<Output = T>) -> Result<T
     waited.map_err(|elapsed| Error::deadline().caused_by(elapsed))
 }
 
+/// How long a record may take, at least.
+const RECORD_PATIENCE: Duration = Duration::from_secs(5);
 /// In characters: more than the longest name that is valid.
 const LONGEST_SUBJECT: usize = 300;
 

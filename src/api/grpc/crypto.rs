@@ -156,7 +156,7 @@ async fn unwrap_chunk(
         answers.push(Err(match refusals::of_message(&refused) {
             Some(error) => {
                 let method = methods::STREAM_UNWRAP_DEKS.name;
-                refusals::recorded(&service, (*caller).clone(), method, error).await
+                refusals::recorded(&service, &caller, method, error).await
             }
             // The caller is gone.
             None => refused,

@@ -57,10 +57,7 @@ impl Edge {
             Ok(result) => result,
             Err(elapsed) => Err(Error::deadline().caused_by(elapsed)),
         };
-        // The deadline is over for the work, not for its record.
-        let mut recorder = (*caller).clone();
-        recorder.deadline = recorder.deadline.max(Instant::now() + RECORD_DEADLINE);
-        let concluded = self.service.conclude(&recorder, method, &subject, result).await;
+        let concluded = self.service.conclude(&caller, method, &subject, result).await;
         answer(concluded.map(encode), &caller.request_id)
     }
 }
@@ -144,8 +141,6 @@ fn request_id_in(headers: &HeaderMap) -> String {
 /// How long a caller waits who does not say, and who says more.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 const LONGEST_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a record may take, of a call whose own deadline is over.
-pub(super) const RECORD_DEADLINE: Duration = Duration::from_secs(5);
 /// In characters.
 const LONGEST_REQUEST_ID: usize = 128;
 
