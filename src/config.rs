@@ -172,6 +172,8 @@ struct HsmTable {
     queue: usize,
     #[serde(default = "default_object_deadline_seconds")]
     object_deadline_seconds: u64,
+    #[serde(default = "default_stuck_seconds")]
+    stuck_seconds: u64,
     sync_directory: Option<PathBuf>,
 }
 
@@ -244,6 +246,7 @@ impl File {
                 pin_file,
                 workers: hsm.workers,
                 queue: hsm.queue,
+                stuck_after: Duration::from_secs(hsm.stuck_seconds),
                 sync_directory: hsm.sync_directory.map(path),
             },
             store_queue: store.queue,
@@ -354,6 +357,10 @@ const fn default_workers() -> usize {
 
 const fn default_hsm_queue() -> usize {
     4096
+}
+
+const fn default_stuck_seconds() -> u64 {
+    60
 }
 
 const fn default_object_deadline_seconds() -> u64 {

@@ -909,3 +909,92 @@ async fn the_server_says_what_it_is() {
     assert_ne!(first.boot_id, second.boot_id);
     assert!(second.audit_event_count >= first.audit_event_count);
 }
+
+/// A module that hands everything to SoftHSM, but never comes back from one
+/// C_Decrypt: from the first after the file `hang` beside it appears.
+const HANGING_MODULE: &str = r#"
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef unsigned long (*decrypt)(unsigned long, void *, unsigned long, void *, void *);
+typedef struct { unsigned char version[2]; void *functions[68]; } list;
+
+static list ours;
+static decrypt theirs;
+
+static unsigned long hanging(unsigned long s, void *a, unsigned long n, void *b, void *m) {
+    if (unlink(HANG_FILE) == 0) for (;;) sleep(1000);
+    return theirs(s, a, n, b, m);
+}
+
+unsigned long C_GetFunctionList(list **out) {
+    list *real;
+    unsigned long (*get)(list **) = (unsigned long (*)(list **)) dlsym(dlopen(SOFTHSM, RTLD_NOW), "C_GetFunctionList");
+    unsigned long rv = get(&real);
+    if (rv != 0) return rv;
+    ours = *real;
+    /* PKCS#11 2.40, in the order of pkcs11f.h: C_Initialize is 0. */
+    theirs = (decrypt) ours.functions[34];
+    ours.functions[34] = (void *) hanging;
+    *out = &ours;
+    return 0;
+}
+"#;
+
+#[tokio::test]
+async fn a_worker_that_hangs_in_the_module_is_given_up_and_replaced() {
+    let mut daemon = Daemon::start();
+    daemon.stop().await;
+    let config = daemon.dir.join("rootkeyd.toml");
+    let configured = fs::read_to_string(&config).unwrap();
+    let module =
+        configured.lines().find_map(|line| line.strip_prefix("module = ")).unwrap().to_owned();
+    let hang = daemon.dir.join("hang");
+    let (source, shim) = (daemon.dir.join("hang.c"), daemon.dir.join("hang.so"));
+    fs::write(&source, HANGING_MODULE).unwrap();
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&shim)
+        .arg(format!("-DHANG_FILE={:?}", hang.display().to_string()))
+        .arg(format!("-DSOFTHSM={module}"))
+        .arg(&source)
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", text(&built.stderr));
+    let ours = "module = \"hang.so\"\nworkers = 2\nstuck_seconds = 1";
+    let configured = configured.replace(&format!("module = {module}"), ours);
+    fs::write(&config, configured).unwrap();
+    daemon.start_again();
+
+    let mut client = daemon.client("admin").await;
+    let wrapped = Wrapped::new(&mut client, "volumes").await;
+    for given_up in 1..=3 {
+        fs::write(&hang, "").unwrap();
+        // One call gets its deadline; the others go on, by the other worker.
+        let mut request =
+            Request::new(unwrap_request(&wrapped.key.name, &wrapped.wrapped, &[b"aad"]));
+        request.set_timeout(Duration::from_millis(300));
+        let late = client.crypto.unwrap_dek(request).await.unwrap_err();
+        assert!([Code::DeadlineExceeded, Code::Cancelled].contains(&late.code()), "{late:?}");
+        assert!(!hang.exists());
+        wrapped.unwrap(&mut client).await.unwrap();
+        daemon
+            .until("the worker is given up", async || {
+                daemon.logged().matches("hangs in the module").count() == given_up
+            })
+            .await;
+        // As many workers as before: with one more lost there is still one.
+        assert!(hsm_status(&mut client).await.ready);
+    }
+    wrapped.unwrap(&mut client).await.unwrap();
+    drop(client);
+    // Three threads are in the module for ever, and it ends all the same.
+    daemon.signal(rustix::process::Signal::TERM);
+    let began = Instant::now();
+    while daemon.is_running() {
+        assert!(began.elapsed() < Duration::from_secs(60), "it does not end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -71,6 +71,8 @@ pub struct Settings {
     pub workers: usize,
     /// Jobs that may wait.
     pub queue: usize,
+    /// How long one job may take before its worker is given up and replaced.
+    pub stuck_after: Duration,
     /// Directory whose file system is synchronized after an object was made or
     /// destroyed: for SoftHSM, which does not do so itself.
     pub sync_directory: Option<PathBuf>,
@@ -145,6 +147,8 @@ enum Work {
     Destroy(ObjectId, Reply<()>),
     /// Make a key in the session, seal, open and compare; how long it took.
     RoundTrip(Reply<Duration>),
+    /// Seal and open with the canary; whether that worked.
+    Probe(Sender<bool>),
 }
 
 type Reply<T> = oneshot::Sender<Result<T, HsmError>>;
@@ -157,6 +161,8 @@ impl Job {
             Work::Generate(_, reply) => drop(reply.send(Err(error))),
             Work::Destroy(_, reply) => drop(reply.send(Err(error))),
             Work::RoundTrip(reply) => drop(reply.send(Err(error))),
+            // The supervisor takes no answer for what it is.
+            Work::Probe(reply) => drop(reply),
         }
     }
 }
@@ -204,7 +210,7 @@ impl Hsm {
         let token = Arc::new(ArcSwapOption::empty());
         let supervisor = supervisor::Supervisor::new(
             settings.clone(),
-            waiting,
+            (jobs.clone(), waiting),
             (control.clone(), orders),
             tell,
             Arc::clone(&token),

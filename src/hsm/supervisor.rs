@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -16,8 +16,8 @@ use cryptoki::session::Session;
 use tokio::sync::watch;
 
 use super::token::{self, Problem, Token};
-use super::worker::{Never, Worker, prove};
-use super::{Health, HsmError, Job, Settings, object};
+use super::worker::{Activity, Never, Worker};
+use super::{Health, HsmError, Job, Settings, Work, object};
 use crate::domain::ObjectId;
 
 /// What the supervisor is told.
@@ -31,6 +31,7 @@ pub(super) enum Control {
 /// Owns module and workers.
 pub(super) struct Supervisor {
     settings: Settings,
+    ask: Sender<Job>,
     jobs: Receiver<Job>,
     control: Sender<Control>,
     orders: Receiver<Control>,
@@ -43,11 +44,18 @@ struct Up {
     generation: u64,
     module: Pkcs11,
     token: Arc<Token>,
-    /// Holds the login, and tries the canary when it is quiet.
+    /// Holds the login.
     session: Session,
-    workers: Vec<JoinHandle<()>>,
+    workers: Vec<Hand>,
     /// Dropped, it stops the workers.
     stop: Sender<Never>,
+    stopped: Receiver<Never>,
+}
+
+/// A worker's thread, and what it is at.
+struct Hand {
+    thread: JoinHandle<()>,
+    activity: Arc<Activity>,
 }
 
 /// Whether to go on.
@@ -60,12 +68,12 @@ enum Next {
 impl Supervisor {
     pub(super) fn new(
         settings: Settings,
-        jobs: Receiver<Job>,
+        (ask, jobs): (Sender<Job>, Receiver<Job>),
         (control, orders): (Sender<Control>, Receiver<Control>),
         tell: watch::Sender<Health>,
         token: Arc<ArcSwapOption<Token>>,
     ) -> Self {
-        Self { settings, jobs, control, orders, tell, token }
+        Self { settings, ask, jobs, control, orders, tell, token }
     }
 
     /// Until it is told to stop.
@@ -75,9 +83,9 @@ impl Supervisor {
         loop {
             generation += 1;
             let next = match self.bring_up(generation) {
-                Ok(up) => {
+                Ok(mut up) => {
                     pause = FIRST_PAUSE;
-                    let next = self.watch(&up);
+                    let next = self.watch(&mut up);
                     self.take_down(up, next);
                     next
                 }
@@ -119,26 +127,36 @@ impl Supervisor {
         }
         let token = Arc::new(token);
         let (stop, stopped) = crossbeam_channel::bounded(0);
-        let mut workers = Vec::new();
-        for number in 0..self.settings.workers {
-            let worker = Worker::new(Arc::clone(&token), self.settings.sync_directory.clone())?;
-            let (jobs, stopped) = (self.jobs.clone(), stopped.clone());
-            let control = self.control.clone();
-            let thread = std::thread::Builder::new().name(format!("hsm-{number}"));
-            let thread = thread.spawn(move || {
-                if let Err(lost) = worker.run(&jobs, &stopped) {
-                    tracing::error!(%lost, "an HSM worker lost the token");
-                    // Err: the supervisor has as many such messages as it needs.
-                    drop(control.try_send(Control::Lost { generation }));
-                }
-            });
-            workers.push(thread.map_err(Problem::Thread)?);
+        let workers = Vec::new();
+        let mut up = Up { generation, module, token, session, workers, stop, stopped };
+        for _ in 0..self.settings.workers {
+            self.add_worker(&mut up)?;
         }
-        Ok(Up { generation, module, token, session, workers, stop })
+        Ok(up)
+    }
+
+    fn add_worker(&self, up: &mut Up) -> Result<(), Problem> {
+        let activity = Arc::new(Activity::default());
+        let sync_directory = self.settings.sync_directory.clone();
+        let worker = Worker::new(Arc::clone(&up.token), sync_directory, Arc::clone(&activity))?;
+        let (jobs, stopped, control) =
+            (self.jobs.clone(), up.stopped.clone(), self.control.clone());
+        let generation = up.generation;
+        let thread = std::thread::Builder::new().name(format!("hsm-{}", up.workers.len()));
+        let thread = thread.spawn(move || {
+            if let Err(lost) = worker.run(&jobs, &stopped) {
+                tracing::error!(%lost, "an HSM worker lost the token");
+                // Err: the supervisor has as many such messages as it needs.
+                drop(control.try_send(Control::Lost { generation }));
+            }
+        });
+        let thread = thread.map_err(Problem::Thread)?;
+        up.workers.push(Hand { thread, activity });
+        Ok(())
     }
 
     /// Until the token is lost or the end is ordered.
-    fn watch(&self, up: &Up) -> Next {
+    fn watch(&self, up: &mut Up) -> Next {
         loop {
             match self.orders.recv_timeout(PROBE_EVERY) {
                 Ok(Control::Stop) | Err(RecvTimeoutError::Disconnected) => {
@@ -149,14 +167,44 @@ impl Supervisor {
                 }
                 Ok(Control::Lost { .. }) => {}
                 Err(RecvTimeoutError::Timeout) => {
-                    let canary = up.token.handle(CANARY);
-                    let proven = canary.map(|key| prove(&up.token.functions, &up.session, key));
-                    if !matches!(proven, Some(Ok(()))) {
-                        tracing::error!(?proven, "the HSM does not answer the probe");
+                    self.replace_stuck(up);
+                    if !self.answers() {
+                        tracing::error!("the HSM does not answer the probe");
                         return Next::Again;
                     }
                 }
             }
+        }
+    }
+
+    /// Gives workers up that hang in the module, since a C call cannot be
+    /// cancelled, and puts others in their places: so many and no more, as each
+    /// holds a session.
+    fn replace_stuck(&self, up: &mut Up) {
+        let limit = self.settings.stuck_after;
+        let stuck = up.workers.iter().filter(|hand| hand.activity.is_stuck(limit));
+        let newly = stuck.filter(|hand| hand.activity.fence()).count();
+        for _ in 0..newly {
+            tracing::error!(?limit, "an HSM worker hangs in the module; it is given up");
+            if up.workers.len() >= MOST_REPLACED * self.settings.workers {
+                tracing::error!("too many HSM workers hang; no more are replaced");
+            } else if let Err(problem) = self.add_worker(up) {
+                tracing::error!(%problem, "an HSM worker cannot be replaced");
+            }
+        }
+    }
+
+    /// Whether a worker does what it is asked. While jobs wait they show it.
+    fn answers(&self) -> bool {
+        if !self.jobs.is_empty() {
+            return true;
+        }
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        let deadline = Instant::now() + PROBE_PATIENCE;
+        match self.ask.try_send(Job { work: Work::Probe(reply), deadline }) {
+            Ok(()) => answer.recv_timeout(PROBE_PATIENCE) == Ok(true),
+            // Full: jobs wait after all.
+            Err(_full) => true,
         }
     }
 
@@ -169,12 +217,23 @@ impl Supervisor {
         }
         let Up { module, session, workers, stop, .. } = up;
         drop(stop);
-        for worker in workers {
+        let until = Instant::now() + JOIN_PATIENCE;
+        while Instant::now() < until && workers.iter().any(|hand| !hand.thread.is_finished()) {
+            std::thread::sleep(JOIN_PAUSE);
+        }
+        let (done, stuck): (Vec<_>, Vec<_>) =
+            workers.into_iter().partition(|hand| hand.thread.is_finished());
+        for Hand { thread, .. } in done {
             // Err: it panicked, which the panic hook has logged.
-            let _ = worker.join();
+            let _ = thread.join();
         }
         drop(session);
-        finalize(module);
+        if stuck.is_empty() {
+            finalize(module);
+        } else {
+            // To finalize under a thread that is in the module would crash.
+            tracing::error!(workers = stuck.len(), "workers hang; the module is not finalized");
+        }
     }
 
     fn say_down(&self, problem: String) {
@@ -229,5 +288,12 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// How long to wait before the module is brought up again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long a quiet token may take to answer.
+const PROBE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long workers may take to end, and how often that is looked at.
+const JOIN_PATIENCE: Duration = Duration::from_secs(5);
+const JOIN_PAUSE: Duration = Duration::from_millis(1);
+/// Workers that hang and their replacements, to one that was configured.
+const MOST_REPLACED: usize = 4;
 const ENDED: &str = "the daemon stops";
 const LOST: &str = "the token is lost; connect it again, and the daemon recovers by itself";

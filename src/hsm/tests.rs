@@ -61,6 +61,7 @@ fn settings(directory: &Path) -> Settings {
         pin_file: directory.join("pin"),
         workers: 2,
         queue: 8,
+        stuck_after: Duration::from_secs(60),
         sync_directory: Some(directory.join("tokens")),
     }
 }

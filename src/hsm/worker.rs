@@ -7,17 +7,20 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select_biased};
 use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, ObjectHandle};
 use cryptoki::session::Session;
+use parking_lot::Mutex;
 
 use super::ffi::Functions;
 use super::mechanism::{IV_BYTES, MAKE_ROOT_KEY};
 use super::object::{self, CHECK_AAD, CHECK_TEXT};
 use super::rv::{Verdict, verdict, verdict_of};
+use super::supervisor::CANARY;
 use super::token::Token;
 use super::{Crypt, Crypted, HsmError, Job, Sealed, Work};
 use crate::domain::ObjectId;
@@ -28,6 +31,31 @@ pub(super) struct Worker {
     token: Arc<Token>,
     session: Session,
     sync_directory: Option<PathBuf>,
+    activity: Arc<Activity>,
+}
+
+/// What a worker is at, for the supervisor to see.
+#[derive(Default)]
+pub(super) struct Activity {
+    began: Mutex<Option<Instant>>,
+    /// It was given up: if it ever comes back from its job, it ends.
+    fenced: AtomicBool,
+}
+
+impl Activity {
+    /// Whether its job has taken longer than `limit`.
+    pub(super) fn is_stuck(&self, limit: Duration) -> bool {
+        self.began.lock().is_some_and(|began| began.elapsed() > limit)
+    }
+
+    /// Gives the worker up; whether it was not given up already.
+    pub(super) fn fence(&self) -> bool {
+        !self.fenced.swap(true, Ordering::Relaxed)
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::Relaxed)
+    }
 }
 
 /// Why a worker ended: the token cannot be used.
@@ -47,9 +75,13 @@ pub(super) enum Never {}
 
 impl Worker {
     /// With a new session of `token`.
-    pub(super) fn new(token: Arc<Token>, sync_directory: Option<PathBuf>) -> Result<Self, Error> {
+    pub(super) fn new(
+        token: Arc<Token>,
+        sync_directory: Option<PathBuf>,
+        activity: Arc<Activity>,
+    ) -> Result<Self, Error> {
         let session = token.session()?;
-        Ok(Self { token, session, sync_directory })
+        Ok(Self { token, session, sync_directory, activity })
     }
 
     /// Runs jobs until `stop` is closed, or the token is lost.
@@ -65,7 +97,13 @@ impl Worker {
                 job.refuse(HsmError::Deadline);
                 continue;
             }
-            self.work(job.work)?;
+            *self.activity.began.lock() = Some(Instant::now());
+            let worked = self.work(job.work);
+            *self.activity.began.lock() = None;
+            worked?;
+            if self.activity.is_fenced() {
+                return Ok(());
+            }
         }
     }
 
@@ -81,6 +119,13 @@ impl Worker {
             Work::RoundTrip(reply) => {
                 let began = Instant::now();
                 answer(reply, self.round_trip().map(|()| began.elapsed()))
+            }
+            Work::Probe(reply) => {
+                let key = self.token.handle(CANARY);
+                let proven = key.map(|key| prove(&self.token.functions, &self.session, key));
+                // Err: the supervisor waits no longer.
+                let _ = reply.try_send(matches!(proven, Some(Ok(()))));
+                Ok(())
             }
         }
     }
@@ -272,11 +317,7 @@ impl Worker {
 }
 
 /// Seals and opens with `key`: whether token, session and key work.
-pub(super) fn prove(
-    functions: &Functions,
-    session: &Session,
-    key: ObjectHandle,
-) -> Result<(), RvError> {
+fn prove(functions: &Functions, session: &Session, key: ObjectHandle) -> Result<(), RvError> {
     let mut iv = [0; IV_BYTES];
     getrandom::fill(&mut iv).map_err(|_no_random| RvError::RandomNoRng)?;
     let sealed = functions.seal(session, key, &iv, CHECK_AAD, CHECK_TEXT)?;
