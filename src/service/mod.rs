@@ -289,12 +289,6 @@ impl Service {
     }
 }
 
-impl Drop for Service {
-    fn drop(&mut self) {
-        tracing::debug!(boot_id = %self.boot_id, "the service is gone");
-    }
-}
-
 fn refused(error: &Error) -> Outcome {
     Outcome::Refused(Cow::Borrowed(error.reason.wire().name))
 }
