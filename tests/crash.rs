@@ -14,6 +14,7 @@ use common::{Client, Daemon, refusal};
 use rootkeyd::api::pb;
 use rootkeyd::api::pb::key::State;
 use tonic::{Response, Status};
+use tonic_types::StatusExt;
 
 /// A key as its caller knows it.
 #[derive(Clone, Debug)]
@@ -61,8 +62,10 @@ async fn change_keys(mut client: Client, book: Book, mut dice: Dice) {
                 key: Some(key),
                 request_id: String::new(),
             };
-            let Ok(key) = client.keys.create_key(request).await else { return };
-            let key = key.into_inner();
+            let key = match client.keys.create_key(request).await {
+                Ok(key) => key.into_inner(),
+                Err(status) => return gone(&status),
+            };
             let dek = format!("the dek of {}", key.name).into_bytes();
             // Noted before it is used: it is acknowledged.
             let known = Known {
@@ -101,6 +104,12 @@ async fn change_keys(mut client: Client, book: Book, mut dice: Dice) {
     }
 }
 
+/// The daemon is gone: it is the connection that says so. A daemon that is there
+/// and refuses has a reason, and none is expected.
+fn gone(status: &Status) {
+    assert!(status.get_details_error_info().is_none(), "{status:?}");
+}
+
 /// The key after the change; `None` if the daemon is gone.
 async fn apply(client: &mut Client, name: &str, change: Change) -> Option<pb::Key> {
     loop {
@@ -111,7 +120,10 @@ async fn apply(client: &mut Client, name: &str, change: Change) -> Option<pb::Ke
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             Ok(key) => return Some(key.into_inner()),
-            Err(_gone) => return None,
+            Err(status) => {
+                gone(&status);
+                return None;
+            }
         }
     }
 }
@@ -273,8 +285,13 @@ async fn a_create_that_was_cut_short_is_repeated_with_its_request_id_and_makes_o
             .map(|number| {
                 let (mut client, request) = (client.clone(), request(number));
                 tokio::spawn(async move {
-                    let made = client.keys.create_key(request).await.ok()?.into_inner();
-                    Some((number, made.name))
+                    match client.keys.create_key(request).await {
+                        Ok(made) => Some((number, made.into_inner().name)),
+                        Err(status) => {
+                            gone(&status);
+                            None
+                        }
+                    }
                 })
             })
             .collect();

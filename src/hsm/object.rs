@@ -6,6 +6,7 @@
 //! WRAP nor UNWRAP.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use cryptoki::error::{Error, Result, RvError};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
@@ -49,21 +50,23 @@ pub(super) fn find_one(session: &Session, object: ObjectId) -> Result<Option<Obj
     Ok(if let [handle] = found[..] { Some(handle) } else { None })
 }
 
-/// Makes a root key.
+/// Makes a root key. A module that does not know CKA_ALLOWED_MECHANISMS says so
+/// in several ways, of which one, GENERAL_ERROR, SoftHSM also says when two keys
+/// are made at once: so the whole template is tried again before it is shortened.
 pub(super) fn generate(session: &Session, object: ObjectId) -> Result<()> {
     let mut template = template(object);
-    match session.generate_key(&MAKE_ROOT_KEY, &template) {
-        // Modules that do not know CKA_ALLOWED_MECHANISMS say so in several ways.
-        Err(Error::Pkcs11(
-            RvError::AttributeTypeInvalid | RvError::TemplateInconsistent | RvError::GeneralError,
-            _,
-        )) => {
-            template.retain(|attribute| !matches!(attribute, Attribute::AllowedMechanisms(_)));
-            session.generate_key(&MAKE_ROOT_KEY, &template)
+    for _ in 0..TRIES {
+        match session.generate_key(&MAKE_ROOT_KEY, &template) {
+            Err(Error::Pkcs11(RvError::GeneralError, _)) => std::thread::sleep(TRY_PAUSE),
+            Err(Error::Pkcs11(
+                RvError::AttributeTypeInvalid | RvError::TemplateInconsistent,
+                _,
+            )) => break,
+            made => return made.map(|_handle| ()),
         }
-        made => made,
     }
-    .map(|_handle| ())
+    template.retain(|attribute| !matches!(attribute, Attribute::AllowedMechanisms(_)));
+    session.generate_key(&MAKE_ROOT_KEY, &template).map(|_handle| ())
 }
 
 /// Whether the object reads back as [`generate`] asked for it.
@@ -72,6 +75,15 @@ pub(super) fn is_as_asked(
     handle: ObjectHandle,
     object: ObjectId,
 ) -> Result<bool> {
+    Ok(differences(session, handle, object)?.is_empty())
+}
+
+/// Types of the attributes that read back otherwise than [`generate`] asked for.
+pub(super) fn differences(
+    session: &Session,
+    handle: ObjectHandle,
+    object: ObjectId,
+) -> Result<Vec<AttributeType>> {
     let asked = template(object);
     let types: Vec<_> = asked.iter().map(Attribute::attribute_type).collect();
     let read = session.get_attributes(handle, &types)?;
@@ -80,7 +92,8 @@ pub(super) fn is_as_asked(
         attribute.attribute_type() == AttributeType::AllowedMechanisms
             && !read.iter().any(|a| a.attribute_type() == AttributeType::AllowedMechanisms)
     };
-    Ok(asked.iter().all(|attribute| read.contains(attribute) || may_lack(attribute)))
+    let differs = asked.iter().filter(|asked| !read.contains(asked) && !may_lack(asked));
+    Ok(differs.map(Attribute::attribute_type).collect())
 }
 
 /// Destroys every object with that CKA_ID.
@@ -125,5 +138,8 @@ fn label_of(object: ObjectId) -> Vec<u8> {
     format!("rootkeyd {object}").into_bytes()
 }
 
+/// How often to try the whole template, and how long to wait in between.
+const TRIES: usize = 10;
+const TRY_PAUSE: Duration = Duration::from_millis(10);
 const CLASS: Attribute = Attribute::Class(ObjectClass::SECRET_KEY);
 const TOKEN: Attribute = Attribute::Token(true);

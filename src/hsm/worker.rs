@@ -218,9 +218,9 @@ impl Worker {
             }
             Verdict::Session => key,
             Verdict::Object => {
-                let found = object::find_one(&self.session, object).map_err(|e| lost(&e))?;
+                let found = patiently(|| object::find_one(&self.session, object));
                 // Not there: the module comes up anew, and its index decides.
-                let found = found.ok_or_else(|| lost(&rv))?;
+                let found = found.map_err(|e| lost(&e))?.ok_or_else(|| lost(&rv))?;
                 self.token.note(object, Some(found));
                 found
             }
@@ -231,11 +231,13 @@ impl Worker {
     fn generate(&mut self, object: ObjectId) -> Result<Sealed, Failure> {
         object::generate(&self.session, object).map_err(|error| self.failed(&error))?;
         let fresh = self.token.session().map_err(|error| self.failed(&error))?;
-        let found = object::find_one(&fresh, object).map_err(|error| self.failed(&error))?;
+        let found = patiently(|| object::find_one(&fresh, object));
+        let found = found.map_err(|error| self.failed(&error))?;
         let handle = found.ok_or(Failure::Answer(HsmError::Missing))?;
-        let as_asked = object::is_as_asked(&fresh, handle, object);
-        if !as_asked.map_err(|error| self.failed(&error))? {
-            tracing::error!(%object, "the token made another key than was asked for");
+        let as_asked = patiently(|| Ok(object::is_as_asked(&fresh, handle, object)?.then_some(())));
+        if as_asked.map_err(|error| self.failed(&error))?.is_none() {
+            let differs = object::differences(&fresh, handle, object);
+            tracing::error!(%object, ?differs, "the token made another key than was asked for");
             return Err(Failure::Answer(HsmError::Refused(RvError::TemplateInconsistent)));
         }
         self.synchronize()?;
@@ -316,6 +318,18 @@ impl Worker {
     }
 }
 
+/// Looks a few times. SoftHSM reads its objects anew when others are made or
+/// destroyed, and meanwhile shows one without its attributes, or not at all.
+fn patiently<T>(mut look: impl FnMut() -> Result<Option<T>, Error>) -> Result<Option<T>, Error> {
+    for _ in 1..LOOKS {
+        if let Ok(Some(found)) = look() {
+            return Ok(Some(found));
+        }
+        std::thread::sleep(LOOK_PAUSE);
+    }
+    look()
+}
+
 /// Seals and opens with `key`: whether token, session and key work.
 fn prove(functions: &Functions, session: &Session, key: ObjectHandle) -> Result<(), RvError> {
     let mut iv = [0; IV_BYTES];
@@ -324,6 +338,10 @@ fn prove(functions: &Functions, session: &Session, key: ObjectHandle) -> Result<
     let opened = functions.open(session, key, &iv, CHECK_AAD, &sealed)?;
     if opened.expose() == CHECK_TEXT { Ok(()) } else { Err(RvError::FunctionFailed) }
 }
+
+/// How often to look for what should be there, and how long to wait in between.
+const LOOKS: usize = 10;
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
 fn answer<T>(reply: super::Reply<T>, result: Result<T, Failure>) -> Result<(), Lost> {
     let (result, lost) = match result {
