@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::Service;
 use crate::domain::event::DAEMON;
 use crate::domain::{Event, KeyId, ObjectId, Outcome};
-use crate::error::Error;
+use crate::error::{Error, Reason};
 use crate::hsm::{Health, Hsm, HsmError, Sealed};
 use crate::store::{Change, Intent, IntentStage};
 
@@ -84,6 +84,23 @@ impl Service {
     /// HSM is asked. The caller ends the intent with the commit that names the
     /// object, or abandons it.
     pub(super) async fn make_object(
+        self: &Arc<Self>,
+        key: KeyId,
+        purpose: String,
+    ) -> Result<(ObjectId, Sealed), Error> {
+        for _ in 1..OBJECT_TRIES {
+            match self.make_one_object(key, purpose.clone()).await {
+                // The token made it badly: it is undone, and another one is made.
+                Err(error) if matches!(error.reason, Reason::Internal | Reason::HsmKeyMissing) => {
+                    tracing::warn!(purpose, %error, "a root key was made badly; trying again");
+                }
+                made => return made,
+            }
+        }
+        self.make_one_object(key, purpose).await
+    }
+
+    async fn make_one_object(
         self: &Arc<Self>,
         key: KeyId,
         purpose: String,
@@ -238,5 +255,7 @@ impl Service {
     }
 }
 
+/// How often a root key is made, if the token makes it badly.
+const OBJECT_TRIES: usize = 4;
 /// Check values in one job: a job should be short, since other callers wait.
 const CHECK_CHUNK: usize = 64;
