@@ -22,7 +22,17 @@ const BYTES_FIELDS: [&str; 6] = [
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = ["crypto", "keys", "audit", "admin"];
+    let files = [
+        "crypto",
+        "keys",
+        "rings",
+        "import",
+        "policies",
+        "registrations",
+        "instances",
+        "audit",
+        "admin",
+    ];
     let files = files.map(|name| format!("rootkeyd/v1/{name}.proto"));
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);

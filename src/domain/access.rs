@@ -4,7 +4,7 @@
 //! Roles and what each may: `facts/key-protect.md` section 9. Roles add up:
 //! Reader is in Writer is in Manager; KeyPurge stands alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{InstanceId, PrincipalId};
 
@@ -25,6 +25,8 @@ pub enum Permission {
     ReadAudit,
     /// See what the daemon and its HSM are.
     ReadServer,
+    /// Make, list and delete instances; of operators, not of any role.
+    ManageInstances,
 }
 
 /// A set of permissions, by the name that people give it.
@@ -52,6 +54,7 @@ impl Role {
             Permission::PurgeKeys  => [  false,  false,  false,   true ],
             Permission::ReadAudit  => [  false,  false,  true,    false],
             Permission::ReadServer => [  false,  false,  true,    false],
+            Permission::ManageInstances => [false, false, false,  false],
         };
         match self {
             Self::Reader => row[0],
@@ -73,18 +76,24 @@ pub struct Binding {
     pub instance: InstanceId,
 }
 
-/// Every binding that holds, indexed by principal.
+/// Every binding that holds, indexed by principal, and who is an operator.
 #[derive(Debug, Default)]
-pub struct Bindings(HashMap<PrincipalId, Vec<(InstanceId, Role)>>);
+pub struct Bindings {
+    roles: HashMap<PrincipalId, Vec<(InstanceId, Role)>>,
+    operators: HashSet<PrincipalId>,
+}
 
 impl Bindings {
-    /// Of those bindings and no others.
-    pub fn new(bindings: impl IntoIterator<Item = Binding>) -> Self {
-        let mut index: HashMap<_, Vec<_>> = HashMap::new();
+    /// Of those bindings and operators, and no others.
+    pub fn new(
+        bindings: impl IntoIterator<Item = Binding>,
+        operators: impl IntoIterator<Item = PrincipalId>,
+    ) -> Self {
+        let mut roles: HashMap<_, Vec<_>> = HashMap::new();
         for Binding { principal, role, instance } in bindings {
-            index.entry(principal).or_default().push((instance, role));
+            roles.entry(principal).or_default().push((instance, role));
         }
-        Self(index)
+        Self { roles, operators: operators.into_iter().collect() }
     }
 
     /// Whether `principal` has `permission` on `instance`.
@@ -98,13 +107,15 @@ impl Bindings {
     }
 
     /// Whether `principal` has `permission` on some instance, as calls ask that
-    /// are about the daemon and no instance.
+    /// are about the daemon and no instance. An operator manages instances.
     pub fn allow_anywhere(&self, principal: &PrincipalId, permission: Permission) -> bool {
-        self.of(principal).iter().any(|(_, role)| role.allows(permission))
+        let operates = permission == Permission::ManageInstances;
+        (operates && self.operators.contains(principal))
+            || self.of(principal).iter().any(|(_, role)| role.allows(permission))
     }
 
     fn of(&self, principal: &PrincipalId) -> &[(InstanceId, Role)] {
-        self.0.get(principal).map_or(&[], Vec::as_slice)
+        self.roles.get(principal).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -112,7 +123,7 @@ impl Bindings {
 mod tests {
     use super::*;
 
-    const PERMISSIONS: [Permission; 7] = [
+    const PERMISSIONS: [Permission; 8] = [
         Permission::UseKeys,
         Permission::ReadKeys,
         Permission::WriteKeys,
@@ -120,15 +131,16 @@ mod tests {
         Permission::PurgeKeys,
         Permission::ReadAudit,
         Permission::ReadServer,
+        Permission::ManageInstances,
     ];
 
     #[test]
     fn every_role_has_just_its_permissions() {
         let has = |role: Role| PERMISSIONS.map(|p| if role.allows(p) { '+' } else { '-' });
-        assert_eq!(has(Role::Reader).iter().collect::<String>(), "++-----");
-        assert_eq!(has(Role::Writer).iter().collect::<String>(), "+++----");
-        assert_eq!(has(Role::Manager).iter().collect::<String>(), "++++-++");
-        assert_eq!(has(Role::KeyPurge).iter().collect::<String>(), "----+--");
+        assert_eq!(has(Role::Reader).iter().collect::<String>(), "++------");
+        assert_eq!(has(Role::Writer).iter().collect::<String>(), "+++-----");
+        assert_eq!(has(Role::Manager).iter().collect::<String>(), "++++-++-");
+        assert_eq!(has(Role::KeyPurge).iter().collect::<String>(), "----+---");
     }
 
     #[test]
@@ -137,11 +149,13 @@ mod tests {
         let there: InstanceId = "there".parse().unwrap();
         let reader: PrincipalId = "spiffe://td/reader".parse().unwrap();
         let other: PrincipalId = "spiffe://td/other".parse().unwrap();
-        let bindings = Bindings::new([Binding {
-            principal: reader.clone(),
-            role: Role::Reader,
-            instance: here.clone(),
-        }]);
+        let binding =
+            Binding { principal: reader.clone(), role: Role::Reader, instance: here.clone() };
+        let operator: PrincipalId = "spiffe://td/operator".parse().unwrap();
+        let bindings = Bindings::new([binding], [operator.clone()]);
+        assert!(bindings.allow_anywhere(&operator, Permission::ManageInstances));
+        assert!(!bindings.allow_anywhere(&reader, Permission::ManageInstances));
+        assert!(!bindings.allow(&operator, Permission::UseKeys, &here));
         assert!(bindings.allow(&reader, Permission::UseKeys, &here));
         assert!(!bindings.allow(&reader, Permission::UseKeys, &there));
         assert!(!bindings.allow(&reader, Permission::ManageKeys, &here));
