@@ -120,7 +120,7 @@ impl App {
         let hsm = Hsm::start(config.hsm.clone()).map_err(threads)?;
         let service = Service::load(
             (hsm.clone(), Arc::clone(&store), audit.clone()),
-            Bindings::new(config.bindings),
+            Bindings::new(config.bindings, config.operators),
             config.service,
             clock,
         )?;

@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::api::{Identity, Limits};
 use crate::audit;
-use crate::domain::{Binding, Profile, Role};
+use crate::domain::{Binding, PrincipalId, Profile, Role};
 use crate::hsm;
 use crate::service;
 
@@ -41,6 +41,8 @@ pub struct Config {
     pub service: service::Settings,
     /// Who may do what.
     pub bindings: Vec<Binding>,
+    /// Who may make and delete instances.
+    pub operators: Vec<PrincipalId>,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -118,6 +120,8 @@ struct File {
     #[serde(default)]
     profile: ProfileName,
     crn_prefix: String,
+    #[serde(default)]
+    operators: Vec<String>,
     listen: Listen,
     tls: Tls,
     hsm: HsmTable,
@@ -209,8 +213,19 @@ enum RoleName {
 
 impl File {
     fn check(self, folder: &Path) -> Result<Config, ConfigError> {
-        let Self { state_dir, profile, crn_prefix, listen, tls, hsm, store, audit, log, bindings } =
-            self;
+        let Self {
+            state_dir,
+            profile,
+            crn_prefix,
+            operators,
+            listen,
+            tls,
+            hsm,
+            store,
+            audit,
+            log,
+            bindings,
+        } = self;
         // `join` leaves an absolute path as it is.
         let path = |path: PathBuf| folder.join(path);
         let state_dir = path(state_dir);
@@ -261,6 +276,7 @@ impl File {
                 object_deadline: Duration::from_secs(hsm.object_deadline_seconds),
             },
             bindings: bindings.into_iter().map(BindingTable::check).collect::<Result<_, _>>()?,
+            operators: operators.iter().map(|id| operator(id)).collect::<Result<_, _>>()?,
             log,
             state_dir,
         })
@@ -283,6 +299,10 @@ impl BindingTable {
             instance: instance.map_err(|error| invalid("bindings.instance", error))?,
         })
     }
+}
+
+fn operator(id: &str) -> Result<PrincipalId, ConfigError> {
+    id.parse().map_err(|error| invalid("operators", error))
 }
 
 /// The one file that holds the PIN: named, or a systemd credential.

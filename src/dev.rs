@@ -204,7 +204,8 @@ fn configuration(module: &Path, listen: SocketAddr) -> String {
          # --listen overrides listen.address.\n\
          state_dir = \"state\"\n\
          profile = \"vpc\"\n\
-         crn_prefix = \"crn:v1:rootkeyd:public:kms:local:a/dev\"\n\n\
+         crn_prefix = \"crn:v1:rootkeyd:public:kms:local:a/dev\"\n\
+         operators = [\"spiffe://{TRUST_DOMAIN}/admin\"]\n\n\
          [listen]\naddress = \"{listen}\"\n\n\
          [tls]\ncertificate = \"tls/server.pem\"\nkey = \"tls/server.key\"\n\
          client_ca = \"tls/ca.pem\"\n\n\
@@ -312,8 +313,12 @@ const INSTANCE: &str = "default";
 
 /// Certificates, SPIFFE paths and roles. The services have what the seed gives
 /// them: the role Reader.
-const CLIENTS: [(&str, &str, &str); 4] = [
+const CLIENTS: [(&str, &str, &str); 7] = [
     ("admin", "admin", "Manager"),
+    // A second Manager, for what needs two people.
+    ("officer", "officer", "Manager"),
+    ("writer", "writer", "Writer"),
+    ("key-purge", "key-purge", "KeyPurge"),
     ("block-storage", "service/block-storage", "Reader"),
     ("file-storage", "service/file-storage", "Reader"),
     ("image", "service/image", "Reader"),
