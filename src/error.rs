@@ -8,8 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::audit::AuditError;
-use crate::domain::deletion::NotNow;
-use crate::domain::{Malformed, Refusal, Refused};
+use crate::domain::{Denied, Malformed, Refusal, Refused};
 use crate::envelope::Unverified;
 use crate::hsm::HsmError;
 use crate::store::StoreError;
@@ -105,6 +104,84 @@ reasons! {
     /// The time to restore the key is over.
     RestoreWindowClosed = "RESTORE_WINDOW_CLOSED", FailedPrecondition, No, None, "KEY_RESTORE_EXPIRED",
         "None: a key can be restored for 30 days.";
+    /// The key was rotated within the hour.
+    RotationTooSoon = "ROTATION_TOO_SOON", FailedPrecondition, Later, None, "KEY_ROTATION_NOT_PERMITTED",
+        "Try again after the delay in RetryInfo: one rotation an hour.";
+    /// The primary version has wrapped as much as it may.
+    WrapBudgetSpent = "WRAP_BUDGET_SPENT", FailedPrecondition, No, None, "",
+        "Rotate the key; what it wrapped still unwraps.";
+    /// The second authorization for deletion is missing, lapsed, or the same principal's.
+    AuthorizationsNotMet = "AUTHORIZATIONS_NOT_MET", FailedPrecondition, No, None, "AUTHORIZATIONS_NOT_MET",
+        "Let another principal call SetKeyForDeletion first, at most 7 days before.";
+    /// The key has no dual authorization policy.
+    NotDualAuth = "NOT_DUAL_AUTH", FailedPrecondition, No, None, "NOT_DUAL_AUTH_ERR",
+        "Nothing is to be done: one principal can delete the key.";
+    /// A registration prevents the deletion.
+    DeletionPrevented = "DELETION_PREVENTED", FailedPrecondition, No, None, "PREV_KEY_DEL_ERR",
+        "Let the service end the retention of the resource; force does not help.";
+    /// Resources are registered against the key.
+    KeyRegistered = "KEY_REGISTERED", FailedPrecondition, No, None, "PROTECTED_RESOURCE_ERR",
+        "Delete the resources first, or delete the key with force.";
+    /// A resource is registered against a key that is not active.
+    KeyNotActive = "KEY_NOT_ACTIVE", FailedPrecondition, No, None, "KEY_INVALID_STATE_ERR",
+        "Register against an active key.";
+    /// A registration cannot go back to an older key version.
+    KeyVersionInvalid = "KEY_VERSION_INVALID", InvalidArgument, No, None, "KEY_VERSION_INVALID",
+        "Name a version of the key that is not older than the recorded one.";
+    /// Only a service writes registrations.
+    ServiceOnly = "SERVICE_ONLY", PermissionDenied, No, None, "SERVICE_ONLY_ERR",
+        "Call as the service that has the resource.";
+    /// The registration is another service's.
+    ResourceOwner = "RESOURCE_OWNER", PermissionDenied, No, None, "RESOURCE_OWNER_ERR",
+        "Call as the service that registered the resource.";
+    /// There is no such registration.
+    RegistrationNotFound = "REGISTRATION_NOT_FOUND", NotFound, No, None, "",
+        "Check the registration's name, or list those of the key.";
+    /// There is no such key ring.
+    KeyRingNotFound = "KEY_RING_NOT_FOUND", NotFound, No, None, "",
+        "Create the key ring first; a ring is of one instance.";
+    /// There is such a key ring already.
+    KeyRingExists = "KEY_RING_EXISTS", AlreadyExists, No, None, "",
+        "Choose another name.";
+    /// The key ring holds keys.
+    KeyRingNotEmpty = "KEY_RING_NOT_EMPTY", FailedPrecondition, No, None, "",
+        "Move its keys to another ring; if all are deleted, force moves them to `default`.";
+    /// There are as many as there can be.
+    LimitReached = "LIMIT_REACHED", FailedPrecondition, No, None, "",
+        "Delete one first; the message names the limit.";
+    /// There is no such instance.
+    InstanceNotFound = "INSTANCE_NOT_FOUND", NotFound, No, None, "",
+        "Check the instance's name.";
+    /// There is such an instance, or was one whose keys are not all purged.
+    InstanceExists = "INSTANCE_EXISTS", AlreadyExists, No, None, "",
+        "Choose another name; that of a deleted instance is free when its last key is purged.";
+    /// The instance has keys that are not deleted.
+    InstanceNotEmpty = "INSTANCE_NOT_EMPTY", FailedPrecondition, No, None, "",
+        "Delete its keys first.";
+    /// The instance's policy forbids making keys so.
+    CreateImportForbidden = "CREATE_IMPORT_FORBIDDEN", FailedPrecondition, No, None, "KEY_CREATE_IMPORT_ACCESS_ERR",
+        "Change the instance's policy key_create_import_access.";
+    /// The import token is missing, expired or used up.
+    ImportTokenExpired = "IMPORT_TOKEN_EXPIRED", FailedPrecondition, No, None, "IMPORT_TOKEN_EXPIRED_ERR",
+        "Create another import token and seal the material to it.";
+    /// The sealed material cannot be unwrapped.
+    MaterialUnsealed = "MATERIAL_UNSEALED", InvalidArgument, No, None, "INVALID_FIELD_ERR",
+        "Seal 16, 24 or 32 bytes to the instance's newest import token, by an algorithm that it names.";
+    /// The encrypted nonce opens to another one.
+    NonceIncorrect = "NONCE_INCORRECT", InvalidArgument, No, None, "INCORRECT_NONCE_ERR",
+        "Encrypt the nonce of the instance's newest import token.";
+    /// The encrypted nonce does not verify under the key that was imported.
+    NonceUnverified = "NONCE_UNVERIFIED", InvalidArgument, No, None, "INCORRECT_NONCE_IV_ERR",
+        "Encrypt the nonce with the key itself, by AES-GCM with an IV of 12 bytes and no AAD.";
+    /// The HSM cannot unwrap by that algorithm.
+    AlgorithmUnsupported = "ALGORITHM_UNSUPPORTED", InvalidArgument, No, None, "INVALID_FIELD_ERR",
+        "Use an algorithm that the import token names.";
+    /// An imported key is rotated by new material of its owner's alone.
+    MaterialRequired = "MATERIAL_REQUIRED", InvalidArgument, No, None, "KEY_PAYLOAD_REQ_ERR",
+        "Send the new material, sealed to the instance's import token.";
+    /// A generated key takes no material.
+    MaterialRefused = "MATERIAL_REFUSED", InvalidArgument, No, None, "INVALID_QUERY_PARAM_ERR",
+        "Rotate a generated key without material.";
     /// The etag is of another generation.
     EtagMismatch = "ETAG_MISMATCH", Aborted, No, None, "",
         "Read the key again and decide anew.";
@@ -285,15 +362,21 @@ impl From<Refused> for Error {
     }
 }
 
-impl From<NotNow> for Error {
-    fn from(not_now: NotNow) -> Self {
-        let (reason, wait) = match not_now {
-            NotNow::TooEarly { wait } => (Reason::TooEarly, Some(wait)),
-            NotNow::WindowClosed => (Reason::RestoreWindowClosed, None),
-            NotNow::Expired => (Reason::KeyExpired, None),
-            NotNow::NotImported => (Reason::KeyNotImported, None),
+impl From<Denied> for Error {
+    fn from(denied: Denied) -> Self {
+        let (reason, wait) = match denied {
+            Denied::State(refused) => return refused.into(),
+            Denied::TooEarly { wait, .. } => (Reason::TooEarly, Some(wait)),
+            Denied::RotatedLately { wait } => (Reason::RotationTooSoon, Some(wait)),
+            Denied::WindowClosed => (Reason::RestoreWindowClosed, None),
+            Denied::Expired => (Reason::KeyExpired, None),
+            Denied::NotImported => (Reason::KeyNotImported, None),
+            Denied::NotDualAuth => (Reason::NotDualAuth, None),
+            Denied::NotAuthorized | Denied::SamePrincipal => (Reason::AuthorizationsNotMet, None),
+            Denied::Prevented { .. } => (Reason::DeletionPrevented, None),
+            Denied::Registered { .. } => (Reason::KeyRegistered, None),
         };
-        Self { retry_after: wait, ..Self::new(reason, not_now.to_string()) }
+        Self { retry_after: wait, ..Self::new(reason, denied.to_string()) }
     }
 }
 

@@ -43,6 +43,24 @@ pub enum Role {
 }
 
 impl Role {
+    /// Every role.
+    pub const ALL: [Self; 4] = [Self::Reader, Self::Writer, Self::Manager, Self::KeyPurge];
+
+    /// As it is written in the configuration and the store.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reader => "Reader",
+            Self::Writer => "Writer",
+            Self::Manager => "Manager",
+            Self::KeyPurge => "KeyPurge",
+        }
+    }
+
+    /// The role of that name, if there is one.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.name() == name)
+    }
+
     /// Whether the role holds `permission`.
     #[rustfmt::skip]
     pub const fn allows(self, permission: Permission) -> bool {

@@ -109,6 +109,7 @@ macro_rules! uuid_id {
 
 uuid_id!(KeyId, "A root key.");
 uuid_id!(VersionId, "A key version; a key's first one has the key's UUID.");
+uuid_id!(RegistrationId, "A resource's registration against a key.");
 uuid_id!(ObjectId, "The CKA_ID of an object in the HSM: random, and never used twice.");
 
 impl From<KeyId> for VersionId {
@@ -157,6 +158,78 @@ impl fmt::Display for Alias {
     }
 }
 
+/// A group of keys in an instance: 2 to 100 letters, digits, `-` and `_`.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct KeyRingId(Box<str>);
+
+impl KeyRingId {
+    /// How many an instance can have, `default` among them.
+    pub const MOST: usize = 50;
+
+    /// The ring that every instance has.
+    pub fn default_ring() -> Self {
+        Self(DEFAULT_RING.into())
+    }
+
+    /// Whether it is the ring that every instance has.
+    pub fn is_default(&self) -> bool {
+        &*self.0 == DEFAULT_RING
+    }
+
+    /// As it stands in a resource name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for KeyRingId {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let letters = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
+        if (2..=100).contains(&text.len()) && text.bytes().all(letters) {
+            return Ok(Self(text.into()));
+        }
+        Err(Malformed::new("key_ring", "must be 2 to 100 letters, digits, - and _"))
+    }
+}
+
+impl fmt::Display for KeyRingId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `instances/{instance}/keyRings/{ring}`.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct KeyRingName {
+    /// The tenant.
+    pub instance: InstanceId,
+    /// The ring in it.
+    pub ring: KeyRingId,
+}
+
+impl FromStr for KeyRingName {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let problem = Malformed::new("name", "must be instances/{instance}/keyRings/{ring}");
+        let (instance, ring) = text
+            .strip_prefix("instances/")
+            .and_then(|rest| rest.split_once("/keyRings/"))
+            .ok_or(problem)?;
+        let instance = instance.parse().map_err(|_form: Malformed| problem)?;
+        let ring = ring.parse().map_err(|_form: Malformed| problem)?;
+        Ok(Self { instance, ring })
+    }
+}
+
+impl fmt::Display for KeyRingName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "instances/{}/keyRings/{}", self.instance, self.ring)
+    }
+}
+
 /// How a request names a key inside its instance.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum KeyRef {
@@ -185,13 +258,57 @@ impl FromStr for KeyName {
             .and_then(|rest| rest.split_once("/keys/"))
             .ok_or(problem)?;
         let instance = instance.parse().map_err(|_form: Malformed| problem)?;
-        // Only the form that we print: no braces, no urn:, no capitals.
-        let key = match Uuid::try_parse(key) {
-            Ok(uuid) if key == uuid.hyphenated().to_string() => KeyRef::Id(KeyId(uuid)),
-            Ok(_) => return Err(problem),
-            Err(_) => KeyRef::Alias(key.parse().map_err(|_form: Malformed| problem)?),
+        let key = match printed_uuid(key) {
+            Ok(Some(uuid)) => KeyRef::Id(KeyId(uuid)),
+            Ok(None) => KeyRef::Alias(key.parse().map_err(|_form: Malformed| problem)?),
+            Err(OtherForm) => return Err(problem),
         };
         Ok(Self { instance, key })
+    }
+}
+
+/// A UUID in another form than the one that we print: braces, urn:, capitals.
+struct OtherForm;
+
+fn printed_uuid(text: &str) -> Result<Option<Uuid>, OtherForm> {
+    match Uuid::try_parse(text) {
+        Ok(uuid) if text == uuid.hyphenated().to_string() => Ok(Some(uuid)),
+        Ok(_) => Err(OtherForm),
+        Err(_) => Ok(None),
+    }
+}
+
+/// `instances/{instance}/keys/{uuid}/registrations/{uuid}`.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct RegistrationName {
+    /// The tenant.
+    pub instance: InstanceId,
+    /// The key that it is against.
+    pub key: KeyId,
+    /// The registration itself.
+    pub id: RegistrationId,
+}
+
+impl FromStr for RegistrationName {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let problem = Malformed::new(
+            "name",
+            "must be instances/{instance}/keys/{uuid}/registrations/{uuid}",
+        );
+        let (key, id) = text.split_once("/registrations/").ok_or(problem)?;
+        let name: KeyName = key.parse().map_err(|_form: Malformed| problem)?;
+        let KeyRef::Id(key) = name.key else { return Err(problem) };
+        let id = printed_uuid(id).ok().flatten().ok_or(problem)?;
+        Ok(Self { instance: name.instance, key, id: RegistrationId(id) })
+    }
+}
+
+impl fmt::Display for RegistrationName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { instance, key, id } = self;
+        write!(f, "instances/{instance}/keys/{key}/registrations/{id}")
     }
 }
 
@@ -214,6 +331,12 @@ impl PrincipalId {
     /// The whole SPIFFE ID.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The service that it is, if it is one: `spiffe://{trust domain}/service/{name}`.
+    pub fn service(&self) -> Option<&str> {
+        let path = self.0.strip_prefix("spiffe://")?.split_once('/')?.1;
+        path.strip_prefix("service/").filter(|name| !name.contains('/'))
     }
 }
 
@@ -243,6 +366,7 @@ impl fmt::Display for PrincipalId {
     }
 }
 
+const DEFAULT_RING: &str = "default";
 /// Words of the REST paths, which `keys/{alias}` would collide with.
 const RESERVED_ALIASES: [&str; 18] = [
     "allowed_ip",
@@ -318,6 +442,30 @@ mod tests {
         ] {
             assert!(text.parse::<PrincipalId>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_service_is_known_by_its_path() {
+        let service = |text: &str| text.parse::<PrincipalId>().unwrap().service().map(str::to_owned);
+        assert_eq!(service("spiffe://td/service/image"), Some("image".into()));
+        for text in ["spiffe://td/admin", "spiffe://td/service/a/b", "spiffe://td/x/service/a"] {
+            assert_eq!(service(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_of_rings_and_registrations_come_back_as_they_were() {
+        let ring = "instances/default/keyRings/boot_1";
+        assert_eq!(ring.parse::<KeyRingName>().unwrap().to_string(), ring);
+        let id = "5f2b3d9e-7a51-4f0c-9d3e-0a1b2c3d4e5f";
+        let registration = format!("instances/a/keys/{id}/registrations/{id}");
+        let parsed: RegistrationName = registration.parse().unwrap();
+        assert_eq!(parsed.to_string(), registration);
+        for text in ["instances/a/keyRings/x", "instances/a/keyRings/a b", "keyRings/ab"] {
+            assert!(text.parse::<KeyRingName>().is_err(), "{text}");
+        }
+        let by_alias = format!("instances/a/keys/boot/registrations/{id}");
+        assert!(by_alias.parse::<RegistrationName>().is_err());
     }
 
     #[test]

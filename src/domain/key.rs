@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
+use super::deletion::Authorization;
 use super::{
-    Alias, History, InstanceId, KeyId, KeyState, Malformed, ObjectId, Timestamp, VersionId,
+    Alias, History, InstanceId, KeyId, KeyRingId, KeyState, Malformed, Moment, ObjectId,
+    RotationPeriod, Timestamp, VersionId,
 };
 
 /// A root key (KEK), and what happened to it.
@@ -16,6 +18,8 @@ pub struct Key {
     pub id: KeyId,
     /// Its tenant, for ever.
     pub instance: InstanceId,
+    /// The group that it is in.
+    pub ring: KeyRingId,
     /// What people say of it.
     pub details: KeyDetails,
     /// Whether its material was imported.
@@ -30,7 +34,13 @@ pub struct Key {
     /// When it was last changed; unset until then.
     pub updated: Option<Timestamp>,
     /// When it was last rotated; unset until then.
-    pub rotated: Option<Timestamp>,
+    pub rotated: Option<Moment>,
+    /// After how long it is rotated by itself; never, if unset.
+    pub rotation: Option<RotationPeriod>,
+    /// Whether two principals must want its deletion. Never taken back.
+    pub dual_auth: bool,
+    /// The first of those two, once one has spoken. It may have lapsed.
+    pub authorization: Option<Authorization>,
     /// Counts its changes, from 1: what an etag stands for.
     pub generation: u64,
 }
@@ -64,8 +74,8 @@ pub struct Version {
 
 impl Key {
     /// The state at `now`.
-    pub fn state(&self, now: Timestamp) -> KeyState {
-        self.history.state(now)
+    pub fn state(&self, now: Moment) -> KeyState {
+        self.history.state(now.time)
     }
 
     /// The version that wraps.
@@ -80,8 +90,8 @@ impl Key {
     }
 
     /// A copy after a change at `now`, to be altered by the caller.
-    pub fn changed(&self, now: Timestamp) -> Self {
-        Self { updated: Some(now), generation: self.generation + 1, ..self.clone() }
+    pub fn changed(&self, now: Moment) -> Self {
+        Self { updated: Some(now.time), generation: self.generation + 1, ..self.clone() }
     }
 
     /// What `etag` in a request must be.
@@ -144,33 +154,38 @@ impl KeyDetails {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::domain::time::tests::at;
 
     /// A key with one version, made at `now`.
-    pub(crate) fn key_at(now: Timestamp) -> Key {
+    pub(crate) fn key_at(now: Moment) -> Key {
         let id = KeyId::from_bytes([7; 16]);
         let version = Version {
             id: id.into(),
             object: ObjectId::from_bytes([9; 16]),
             check_value: Box::default(),
-            created: now,
+            created: now.time,
         };
         Key {
             id,
             instance: "default".parse().unwrap(),
+            ring: KeyRingId::default_ring(),
             details: KeyDetails { display_name: "volumes".into(), ..KeyDetails::default() },
             imported: false,
-            history: History::begun(now, None),
+            history: History::begun(now.time, None),
             versions: Arc::from([version]),
             created_by: "spiffe://td/a".into(),
             updated: None,
             rotated: None,
+            rotation: None,
+            dual_auth: false,
+            authorization: None,
             generation: 1,
         }
     }
 
     #[test]
     fn the_newest_version_is_primary_and_older_ones_are_found() {
-        let mut key = key_at(Timestamp::from_seconds(1));
+        let mut key = key_at(at(1));
         let first = key.primary().clone();
         let second = Version { id: VersionId::from_bytes([8; 16]), ..first.clone() };
         key.versions = Arc::from([first.clone(), second.clone()]);

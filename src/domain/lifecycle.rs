@@ -7,7 +7,7 @@
 
 use thiserror::Error;
 
-use super::Timestamp;
+use super::{Moment, Timestamp};
 
 /// Where a key is in its life.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -195,8 +195,8 @@ const fn row(action: KeyAction) -> [Cell; 4] {
         KeyAction::Rotate           => [Yes,       No(S),     KeyProtect(D),  No(X)],
         KeyAction::Disable          => [Yes,       No(S),     No(D),          No(X)],
         KeyAction::Enable           => [No(NS),    Yes,       No(NS),         No(X)],
-        KeyAction::SetForDeletion   => [Yes,       No(S),     No(D),          No(X)],
-        KeyAction::UnsetForDeletion => [Yes,       No(S),     No(D),          No(X)],
+        KeyAction::SetForDeletion   => [Yes,       No(S),     Yes,            No(X)],
+        KeyAction::UnsetForDeletion => [Yes,       No(S),     Yes,            No(X)],
         KeyAction::Delete           => [Yes,       Yes,       Yes,            No(X)],
         KeyAction::Restore          => [No(ND),    No(ND),    No(ND),         Yes],
         KeyAction::Purge            => [No(ND),    No(ND),    No(ND),         Yes],
@@ -213,15 +213,20 @@ pub struct History {
     /// When it expires, if ever.
     pub expires: Option<Timestamp>,
     /// When it was disabled, unless it was enabled since.
-    pub suspended: Option<Timestamp>,
+    pub suspended: Option<Moment>,
     /// When it was deleted, unless it was restored since.
-    pub destroyed: Option<Timestamp>,
+    pub destroyed: Option<Moment>,
+    /// Since when its material is being destroyed. No way back.
+    pub purging: Option<Moment>,
+    /// Whether its expiration was recorded.
+    pub expiry_noted: bool,
 }
 
 impl History {
     /// Of a key that comes to be at `now`.
     pub const fn begun(now: Timestamp, expires: Option<Timestamp>) -> Self {
-        Self { activated: now, expires, suspended: None, destroyed: None }
+        let (suspended, destroyed, purging) = (None, None, None);
+        Self { activated: now, expires, suspended, destroyed, purging, expiry_noted: false }
     }
 
     /// The state at `now`. Destroyed outranks suspended, which outranks deactivated:
@@ -263,6 +268,7 @@ pub fn table_as_markdown() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::RunTime;
 
     /// `facts/key-protect.md` 1.3, written again by hand: + allowed, - refused,
     /// k allowed under key-protect only. Columns: states 1, 2, 3, 5.
@@ -273,8 +279,9 @@ mod tests {
         (KeyAction::Rotate, "+-k-"),
         (KeyAction::Disable, "+---"),
         (KeyAction::Enable, "-+--"),
-        (KeyAction::SetForDeletion, "+---"),
-        (KeyAction::UnsetForDeletion, "+---"),
+        // In state 3 too: an expired key could never be deleted otherwise (facts, 5).
+        (KeyAction::SetForDeletion, "+-+-"),
+        (KeyAction::UnsetForDeletion, "+-+-"),
         (KeyAction::Delete, "+++-"),
         (KeyAction::Restore, "---+"),
         (KeyAction::Purge, "---+"),
@@ -324,11 +331,12 @@ mod tests {
     #[test]
     fn destroyed_outranks_suspended_outranks_deactivated() {
         let now = Timestamp::from_seconds(10);
+        let moment = Moment { time: now, run: RunTime::default() };
         let mut history = History::begun(now, Some(now));
         assert_eq!(history.state(now), KeyState::Deactivated);
-        history.suspended = Some(now);
+        history.suspended = Some(moment);
         assert_eq!(history.state(now), KeyState::Suspended);
-        history.destroyed = Some(now);
+        history.destroyed = Some(moment);
         assert_eq!(history.state(now), KeyState::Destroyed);
     }
 }

@@ -9,16 +9,28 @@ pub mod access;
 pub mod deletion;
 pub mod event;
 pub mod id;
+pub mod import_token;
+pub mod instance;
 pub mod key;
 pub mod lifecycle;
+pub mod policy;
+pub mod registration;
+pub mod rotation;
 pub mod time;
 
 pub use aad::Aad;
 pub use access::{Binding, Bindings, Permission, Role};
+pub use deletion::{Denied, Force, Registered};
 pub use event::{Event, Outcome};
 pub use id::{
-    Alias, InstanceId, KeyId, KeyName, KeyRef, Malformed, ObjectId, PrincipalId, VersionId,
+    Alias, InstanceId, KeyId, KeyName, KeyRef, KeyRingId, KeyRingName, Malformed, ObjectId,
+    PrincipalId, RegistrationId, RegistrationName, VersionId,
 };
+pub use import_token::{ImportToken, TokenEnded};
+pub use instance::{Instance, KeyRing};
 pub use key::{Key, KeyDetails, Version};
 pub use lifecycle::{History, KeyAction, KeyState, Profile, Refusal, Refused};
-pub use time::Timestamp;
+pub use policy::{Ipv4Net, Policies, PolicyChange};
+pub use registration::{Crn, CrnPattern, Registration, ResourceKind};
+pub use rotation::RotationPeriod;
+pub use time::{Moment, RunTime, Timestamp};

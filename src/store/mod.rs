@@ -4,11 +4,19 @@
 //! A `Change` is one transaction. A change of a key names the generation that it
 //! was made from, and does not go through if the row has another one.
 
+mod clock;
 #[cfg(test)]
 mod conformance;
+mod imports;
+mod instances;
+mod intents;
+mod keys;
+mod outbox;
+mod registrations;
 mod rows;
 mod sqlite;
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,7 +27,10 @@ use uuid::Uuid;
 
 pub use sqlite::Sqlite;
 
-use crate::domain::{Event, Key, KeyId, ObjectId, PrincipalId, Timestamp};
+use crate::domain::{
+    Binding, CrnPattern, Event, ImportToken, Instance, InstanceId, Key, KeyId, KeyRing, ObjectId,
+    PrincipalId, Registered, Registration, RegistrationId, RunTime, Timestamp, VersionId,
+};
 
 /// The store could not do what was asked.
 #[derive(Debug, Error)]
@@ -64,6 +75,15 @@ pub trait Store: Send + Sync + 'static {
     /// What that request of that principal made, if it is remembered.
     fn find_request(&self, principal: &PrincipalId, id: Uuid) -> Pending<Option<Request>>;
 
+    /// One registration, if there is such.
+    fn find_registration(&self, id: RegistrationId) -> Pending<Option<Registration>>;
+
+    /// The registration of a resource against a key, if there is one.
+    fn find_resource(&self, key: KeyId, resource: &str) -> Pending<Option<Registration>>;
+
+    /// Registrations, ordered by resource and key; the cost is that of a page.
+    fn list_registrations(&self, query: RegistrationQuery) -> Pending<Vec<Registration>>;
+
     /// Takes no more, finishes what waits, closes. Blocks; once is enough.
     fn close(&self);
 }
@@ -82,6 +102,61 @@ pub struct Snapshot {
     pub intents: Vec<Intent>,
     /// Oldest first.
     pub outbox: Vec<Event>,
+    /// In no order.
+    pub instances: Vec<Instance>,
+    /// Those other than `default`, in no order.
+    pub rings: Vec<KeyRing>,
+    /// Those that are not in the configuration, in no order.
+    pub bindings: Vec<Binding>,
+    /// At most one of an instance.
+    pub import_tokens: Vec<ImportToken>,
+    /// How many resources are registered against each key that has any.
+    pub registered: HashMap<KeyId, Registered>,
+    /// How many wraps each version was granted.
+    pub wrap_grants: HashMap<VersionId, u64>,
+    /// What the clocks last said; `None` at the very first start.
+    pub clock: Option<ClockReading>,
+}
+
+/// What the clocks said at one moment.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ClockReading {
+    /// How long the daemon had run, all its runs together.
+    pub run: RunTime,
+    /// By the machine's clock.
+    pub time: Timestamp,
+    /// Which boot of the machine it was; empty if not known.
+    pub boot: String,
+    /// Microseconds since that boot.
+    pub boot_time: u64,
+}
+
+/// What is left of a key that was purged.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Tombstone {
+    /// As it was last.
+    pub key: Arc<Key>,
+    /// When its material was seen to be gone.
+    pub purged: Timestamp,
+    /// Principal, or the daemon itself.
+    pub purged_by: String,
+}
+
+/// Which registrations are wanted.
+#[derive(Clone, Debug)]
+pub struct RegistrationQuery {
+    /// Of this instance.
+    pub instance: InstanceId,
+    /// Of this key; of every key of the instance if unset.
+    pub key: Option<KeyId>,
+    /// Of these resources; of all if unset.
+    pub resources: Option<CrnPattern>,
+    /// Only those that prevent the deletion of their key.
+    pub preventing: bool,
+    /// After this resource and key.
+    pub after: Option<(String, KeyId)>,
+    /// At most so many.
+    pub limit: usize,
 }
 
 /// An unfinished change of HSM and store.
@@ -140,6 +215,70 @@ pub struct Change {
     pub events: Vec<Event>,
     /// Ids of events that have left the outbox for the audit log.
     pub published: Vec<[u8; 16]>,
+    /// The key that is no more: its row goes, with all that hangs on it.
+    pub purge: Option<Tombstone>,
+    /// The instance that is added, altered or taken away.
+    pub instance: Option<InstanceWrite>,
+    /// The ring that is added or taken away.
+    pub ring: Option<RingWrite>,
+    /// The import token of an instance, as it shall be.
+    pub import_token: Option<ImportTokenWrite>,
+    /// The registration that is added, altered or taken away.
+    pub registration: Option<RegistrationWrite>,
+    /// How many wraps a version is granted from now on.
+    pub wrap_grant: Option<(VersionId, u64)>,
+    /// What the clocks say.
+    pub clock: Option<ClockReading>,
+}
+
+/// How an instance is written.
+#[derive(Debug)]
+pub enum InstanceWrite {
+    /// It is new, with these bindings.
+    Insert(Instance, Vec<Binding>),
+    /// Its policies or its deletion changed. Bindings of a deleted one go.
+    Update(Instance),
+    /// Its last key was purged.
+    Remove(InstanceId),
+}
+
+/// How a ring is written.
+#[derive(Debug)]
+pub enum RingWrite {
+    /// It is new.
+    Insert(KeyRing),
+    /// It holds no key.
+    Remove(KeyRing),
+}
+
+/// How an import token is written.
+#[derive(Debug)]
+pub enum ImportTokenWrite {
+    /// In place of the one before.
+    Put(ImportToken),
+    /// The one of this instance goes.
+    Remove(InstanceId),
+}
+
+/// How a registration is written.
+#[derive(Debug)]
+pub enum RegistrationWrite {
+    /// It is new. A conflict, if the resource is registered against the key.
+    Insert(Registration),
+    /// It was of the generation `from`.
+    Update {
+        /// As it shall be.
+        registration: Registration,
+        /// The generation that it was made from.
+        from: u64,
+    },
+    /// It was of the generation `from`.
+    Remove {
+        /// Which.
+        id: RegistrationId,
+        /// The generation that it was.
+        from: u64,
+    },
 }
 
 /// How a key is written.

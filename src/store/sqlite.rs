@@ -17,9 +17,12 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::rows::{self, RowError};
-use super::{Change, KeyWrite, Pending, Request, Snapshot, Store, StoreError};
-use crate::domain::PrincipalId;
+use super::rows::RowError;
+use super::{
+    Change, KeyWrite, Pending, RegistrationQuery, Request, Snapshot, Store, StoreError, clock,
+    imports, instances, intents, keys, outbox, registrations,
+};
+use crate::domain::{KeyId, PrincipalId, Registration, RegistrationId};
 
 /// A store in one SQLite file.
 pub struct Sqlite {
@@ -31,10 +34,13 @@ pub struct Sqlite {
 enum Work {
     Load(Sender<Result<Snapshot, StoreError>>),
     Commit(Box<Change>, oneshot::Sender<Result<(), StoreError>>),
-    Find(PrincipalId, Uuid, oneshot::Sender<Result<Option<Request>, StoreError>>),
+    Read(Read),
     #[cfg(test)]
     Run(Box<dyn FnOnce(&Connection) + Send>),
 }
+
+/// Reads and answers, or answers why it could not be asked.
+type Read = Box<dyn FnOnce(Result<&Connection, StoreError>) + Send>;
 
 impl Sqlite {
     /// Opens `path`, which is made if there is none, and brings its tables up to
@@ -70,6 +76,21 @@ impl Sqlite {
         })
     }
 
+    fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, RowError> + Send + 'static,
+    ) -> Pending<T> {
+        let (reply, answer) = oneshot::channel();
+        let work = Work::Read(Box::new(move |connection| {
+            let found = connection.and_then(|connection| read(connection).map_err(reading));
+            drop(reply.send(found));
+        }));
+        if let Err((Work::Read(read), error)) = self.send(work) {
+            read(Err(error));
+        }
+        Pending(answer)
+    }
+
     #[cfg(test)]
     pub(super) fn with_connection(&self, run: impl FnOnce(&Connection) + Send + 'static) {
         assert!(self.send(Work::Run(Box::new(run))).is_ok());
@@ -94,13 +115,21 @@ impl Store for Sqlite {
     }
 
     fn find_request(&self, principal: &PrincipalId, id: Uuid) -> Pending<Option<Request>> {
-        let (reply, answer) = oneshot::channel();
-        if let Err((Work::Find(_, _, reply), error)) =
-            self.send(Work::Find(principal.clone(), id, reply))
-        {
-            drop(reply.send(Err(error)));
-        }
-        Pending(answer)
+        let principal = principal.clone();
+        self.read(move |connection| intents::find_request(connection, &principal, id))
+    }
+
+    fn find_registration(&self, id: RegistrationId) -> Pending<Option<Registration>> {
+        self.read(move |connection| registrations::find(connection, id))
+    }
+
+    fn find_resource(&self, key: KeyId, resource: &str) -> Pending<Option<Registration>> {
+        let resource = resource.to_owned();
+        self.read(move |connection| registrations::find_resource(connection, key, &resource))
+    }
+
+    fn list_registrations(&self, query: RegistrationQuery) -> Pending<Vec<Registration>> {
+        self.read(move |connection| registrations::list(connection, &query))
     }
 
     fn close(&self) {
@@ -136,10 +165,7 @@ fn run(mut connection: Connection, waiting: &Receiver<Work>) {
 fn answer(connection: &mut Connection, work: Work) {
     match work {
         Work::Load(reply) => drop(reply.send(load(connection).map_err(reading))),
-        Work::Find(principal, id, reply) => {
-            let found = rows::find_request(connection, &principal, id);
-            drop(reply.send(found.map_err(reading)));
-        }
+        Work::Read(read) => read(Ok(connection)),
         Work::Commit(change, reply) => commit_all(connection, vec![(change, reply)]),
         #[cfg(test)]
         Work::Run(run) => run(connection),
@@ -191,38 +217,55 @@ fn apply_alone(transaction: &mut Transaction<'_>, change: &Change) -> Result<(),
 }
 
 fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
-    let Change { key, begin, destroying, end, request, events, published } = change;
+    let Change {
+        key,
+        begin,
+        destroying,
+        end,
+        request,
+        events,
+        published,
+        purge,
+        instance,
+        ring,
+        import_token,
+        registration,
+        wrap_grant,
+        clock,
+    } = change;
     match key {
-        Some(KeyWrite::Insert(key)) => rows::insert_key(transaction, key)?,
-        Some(KeyWrite::Update { key, from }) => rows::update_key(transaction, key, *from)?,
+        Some(KeyWrite::Insert(key)) => keys::insert_key(transaction, key)?,
+        Some(KeyWrite::Update { key, from }) => keys::update_key(transaction, key, *from)?,
         None => {}
     }
-    for intent in begin {
-        rows::insert_intent(transaction, intent)?;
-    }
-    for object in destroying {
-        rows::mark_destroying(transaction, *object)?;
-    }
-    for object in end {
-        rows::end_intent(transaction, *object)?;
-    }
-    if let Some(request) = request {
-        rows::insert_request(transaction, request)?;
-    }
-    for event in events {
-        rows::insert_event(transaction, event)?;
-    }
-    for id in published {
-        rows::remove_event(transaction, *id)?;
-    }
-    Ok(())
+    begin.iter().try_for_each(|intent| intents::insert_intent(transaction, intent))?;
+    destroying.iter().try_for_each(|id| intents::mark_destroying(transaction, *id))?;
+    end.iter().try_for_each(|id| intents::end_intent(transaction, *id))?;
+    let some = |done: Option<Result<(), RowError>>| done.unwrap_or(Ok(()));
+    some(request.as_ref().map(|request| intents::insert_request(transaction, request)))?;
+    some(purge.as_ref().map(|tombstone| keys::purge_key(transaction, tombstone)))?;
+    some(instance.as_ref().map(|write| instances::write(transaction, write)))?;
+    some(ring.as_ref().map(|write| instances::write_ring(transaction, write)))?;
+    some(import_token.as_ref().map(|write| imports::write(transaction, write)))?;
+    some(registration.as_ref().map(|write| registrations::write(transaction, write)))?;
+    some(wrap_grant.map(|(version, n)| keys::grant_wraps(transaction, version, n)))?;
+    some(clock.as_ref().map(|reading| clock::write(transaction, reading)))?;
+    events.iter().try_for_each(|event| outbox::insert_event(transaction, event))?;
+    published.iter().try_for_each(|id| outbox::remove_event(transaction, *id))
 }
 
 fn load(connection: &Connection) -> Result<Snapshot, RowError> {
     Ok(Snapshot {
-        keys: rows::load_keys(connection)?,
-        intents: rows::load_intents(connection)?,
-        outbox: rows::load_outbox(connection)?,
+        keys: keys::load_keys(connection)?,
+        intents: intents::load_intents(connection)?,
+        outbox: outbox::load_outbox(connection)?,
+        instances: instances::load(connection)?,
+        rings: instances::load_rings(connection)?,
+        bindings: instances::load_bindings(connection)?,
+        import_tokens: imports::load(connection)?,
+        registered: registrations::load_counts(connection)?,
+        wrap_grants: keys::load_wrap_grants(connection)?,
+        clock: clock::load(connection)?,
     })
 }
 
@@ -340,7 +383,10 @@ fn unavailable(
 /// "rkey": whose database it is.
 const APPLICATION_ID: i64 = 0x726b_6579;
 /// The tables, from nothing to now. Never edited, only added to.
-const MIGRATIONS: [&str; 1] = [include_str!("migrations/sqlite/0001_keys.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("migrations/sqlite/0001_keys.sql"),
+    include_str!("migrations/sqlite/0002_life_cycle.sql"),
+];
 /// Changes in one transaction.
 const MOST_TOGETHER: usize = 64;
 
@@ -348,8 +394,8 @@ const MOST_TOGETHER: usize = 64;
 mod tests {
     use super::super::conformance;
     use super::*;
-    use crate::domain::Timestamp;
     use crate::domain::key::tests::key_at;
+    use crate::domain::time::tests::at;
     use std::sync::Arc;
 
     fn open(path: &Path) -> Sqlite {
@@ -406,7 +452,7 @@ mod tests {
                 connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
             connection.pragma_update(None, "max_page_count", pages).unwrap();
         });
-        let mut key = key_at(Timestamp::from_seconds(1));
+        let mut key = key_at(at(1));
         key.created_by = "x".repeat(20_000).into();
         let insert =
             |key| Change { key: Some(KeyWrite::Insert(Arc::new(key))), ..Change::default() };

@@ -1,0 +1,274 @@
+//! Rows of keys, their aliases, versions and wrap grants, and of what is left of a
+//! key that was purged.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rusqlite::{Connection, Row, named_params, params};
+
+use super::rows::{Result, RowError, corrupt, generation_number, halves, just_one, moment, parsed, time};
+use super::{StoreError, Tombstone};
+use crate::domain::deletion::Authorization;
+use crate::domain::{
+    Alias, History, Key, KeyDetails, KeyId, Malformed, ObjectId, PrincipalId, RotationPeriod,
+    Timestamp, Version, VersionId,
+};
+
+/// Adds a key.
+pub(super) fn insert_key(transaction: &Connection, key: &Key) -> Result<()> {
+    let sql = "INSERT INTO keys (id, instance, description, imported, activated, expires,
+                   created_by, display_name, tags, generation)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, '', '[]', ?8)";
+    transaction.prepare_cached(sql)?.execute(params![
+        key.id.as_bytes(),
+        key.instance.as_str(),
+        key.details.description,
+        key.imported,
+        key.history.activated.as_micros(),
+        key.history.expires.map(Timestamp::as_micros),
+        &*key.created_by,
+        generation_number(key.generation)?,
+    ])?;
+    write_mutable(transaction, key, key.generation)?;
+    insert_aliases(transaction, key)?;
+    insert_versions(transaction, key, 0)
+}
+
+/// Alters a key that has the generation `from`.
+pub(super) fn update_key(transaction: &Connection, key: &Key, from: u64) -> Result<()> {
+    write_mutable(transaction, key, from)?;
+    let delete = "DELETE FROM aliases WHERE key = ?1";
+    transaction.prepare_cached(delete)?.execute([key.id.as_bytes()])?;
+    insert_aliases(transaction, key)?;
+    let count = "SELECT count(*) FROM key_versions WHERE key = ?1";
+    let known: usize =
+        transaction.prepare_cached(count)?.query_row([key.id.as_bytes()], |row| row.get(0))?;
+    if key.versions.len() < known {
+        return Err(StoreError::Conflict.into());
+    }
+    insert_versions(transaction, key, known)
+}
+
+/// Everything of a key that can change, of a row that has the generation `from`.
+fn write_mutable(transaction: &Connection, key: &Key, from: u64) -> Result<()> {
+    let sql = "UPDATE keys SET display_name = :display_name, tags = :tags, ring = :ring,
+                   suspended = :suspended, suspended_run = :suspended_run,
+                   destroyed = :destroyed, destroyed_run = :destroyed_run,
+                   purging = :purging, purging_run = :purging_run,
+                   expiry_noted = :expiry_noted, updated = :updated,
+                   rotated = :rotated, rotated_run = :rotated_run,
+                   rotation_days = :rotation_days, dual_auth = :dual_auth,
+                   authorized_by = :authorized_by, authorized = :authorized,
+                   authorized_run = :authorized_run, generation = :generation
+               WHERE id = :id AND generation = :from";
+    let (suspended, suspended_run) = halves(key.history.suspended);
+    let (destroyed, destroyed_run) = halves(key.history.destroyed);
+    let (purging, purging_run) = halves(key.history.purging);
+    let (rotated, rotated_run) = halves(key.rotated);
+    let (authorized, authorized_run) = halves(key.authorization.as_ref().map(|given| given.at));
+    just_one(transaction.prepare_cached(sql)?.execute(named_params! {
+        ":id": key.id.as_bytes(),
+        ":from": generation_number(from)?,
+        ":display_name": key.details.display_name,
+        ":tags": tags_text(&key.details.tags),
+        ":ring": key.ring.as_str(),
+        ":suspended": suspended,
+        ":suspended_run": suspended_run,
+        ":destroyed": destroyed,
+        ":destroyed_run": destroyed_run,
+        ":purging": purging,
+        ":purging_run": purging_run,
+        ":expiry_noted": key.history.expiry_noted,
+        ":updated": key.updated.map(Timestamp::as_micros),
+        ":rotated": rotated,
+        ":rotated_run": rotated_run,
+        ":rotation_days": key.rotation.map(RotationPeriod::days),
+        ":dual_auth": key.dual_auth,
+        ":authorized_by": key.authorization.as_ref().map(|given| given.by.as_str()),
+        ":authorized": authorized,
+        ":authorized_run": authorized_run,
+        ":generation": generation_number(key.generation)?,
+    })?)
+}
+
+fn insert_aliases(transaction: &Connection, key: &Key) -> Result<()> {
+    let sql = "INSERT INTO aliases (instance, alias, key, position) VALUES (?1, ?2, ?3, ?4)";
+    let mut statement = transaction.prepare_cached(sql)?;
+    for (position, alias) in key.details.aliases.iter().enumerate() {
+        let (instance, alias) = (key.instance.as_str(), alias.as_str());
+        statement.execute(params![instance, alias, key.id.as_bytes(), position])?;
+    }
+    Ok(())
+}
+
+fn insert_versions(transaction: &Connection, key: &Key, known: usize) -> Result<()> {
+    let sql = "INSERT INTO key_versions (key, position, id, object, check_value, created)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    let mut statement = transaction.prepare_cached(sql)?;
+    for (position, version) in key.versions.iter().enumerate().skip(known) {
+        let Version { id, object, check_value, created } = version;
+        statement.execute(params![
+            key.id.as_bytes(),
+            position,
+            id.as_bytes(),
+            object.as_bytes(),
+            &**check_value,
+            created.as_micros(),
+        ])?;
+    }
+    Ok(())
+}
+
+/// Takes a key away for good; a tombstone stays. A conflict if it is of another
+/// generation.
+pub(super) fn purge_key(transaction: &Connection, tombstone: &Tombstone) -> Result<()> {
+    let Tombstone { key, purged, purged_by } = tombstone;
+    let sql = "INSERT INTO tombstones (key, instance, display_name, imported, created, created_by,
+                   deleted, purged, purged_by, versions)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+    let versions: Vec<_> = key.versions.iter().map(|version| version.id.to_string()).collect();
+    transaction.prepare_cached(sql)?.execute(params![
+        key.id.as_bytes(),
+        key.instance.as_str(),
+        key.details.display_name,
+        key.imported,
+        key.history.activated.as_micros(),
+        &*key.created_by,
+        key.history.destroyed.map_or(0, |at| at.time.as_micros()),
+        purged.as_micros(),
+        purged_by,
+        serde_json::Value::from(versions).to_string(),
+    ])?;
+    for version in key.versions.iter() {
+        let grants = "DELETE FROM wrap_grants WHERE version = ?1";
+        transaction.prepare_cached(grants)?.execute([version.id.as_bytes()])?;
+    }
+    for sql in [
+        "DELETE FROM registrations WHERE key = ?1",
+        "DELETE FROM registration_counts WHERE key = ?1",
+        "DELETE FROM aliases WHERE key = ?1",
+        "DELETE FROM key_versions WHERE key = ?1",
+    ] {
+        transaction.prepare_cached(sql)?.execute([key.id.as_bytes()])?;
+    }
+    let sql = "DELETE FROM keys WHERE id = ?1 AND generation = ?2";
+    let generation = generation_number(key.generation)?;
+    just_one(transaction.prepare_cached(sql)?.execute(params![key.id.as_bytes(), generation])?)
+}
+
+/// Grants a version so many wraps; never fewer than before.
+pub(super) fn grant_wraps(transaction: &Connection, version: VersionId, granted: u64) -> Result<()> {
+    let sql = "INSERT INTO wrap_grants (version, granted) VALUES (?1, ?2)
+               ON CONFLICT DO UPDATE SET granted = max(granted, excluded.granted)";
+    transaction.prepare_cached(sql)?.execute(params![version.as_bytes(), granted])?;
+    Ok(())
+}
+
+/// How many wraps each version was granted.
+pub(super) fn load_wrap_grants(connection: &Connection) -> Result<HashMap<VersionId, u64>> {
+    let mut statement = connection.prepare("SELECT version, granted FROM wrap_grants")?;
+    let rows = statement.query_map([], |row| {
+        Ok((VersionId::from_bytes(row.get("version")?), row.get("granted")?))
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Every key, with its aliases and versions.
+pub(super) fn load_keys(connection: &Connection) -> Result<Vec<Key>> {
+    let mut aliases =
+        connection.prepare("SELECT alias FROM aliases WHERE key = ?1 ORDER BY position")?;
+    let mut versions = connection.prepare(
+        "SELECT id, object, check_value, created, position FROM key_versions WHERE key = ?1
+         ORDER BY position",
+    )?;
+    let mut statement = connection.prepare("SELECT * FROM keys")?;
+    let mut rows = statement.query([])?;
+    let mut keys = Vec::new();
+    while let Some(row) = rows.next()? {
+        let id: [u8; 16] = row.get("id")?;
+        let named = |what| corrupt("keys", &id, what);
+        let mut alias_rows = aliases.query([id])?;
+        let mut key_aliases = Vec::new();
+        while let Some(row) = alias_rows.next()? {
+            key_aliases.push(parsed::<Alias>(row, "alias", &named)?);
+        }
+        let mut version_rows = versions.query([id])?;
+        let mut key_versions = Vec::new();
+        while let Some(row) = version_rows.next()? {
+            if row.get::<_, usize>("position")? != key_versions.len() {
+                return Err(named("has a gap in its versions"));
+            }
+            key_versions.push(version(row)?);
+        }
+        if key_versions.is_empty() {
+            return Err(named("has no version"));
+        }
+        keys.push(key(row, key_aliases, key_versions.into())?);
+    }
+    Ok(keys)
+}
+
+fn key(row: &Row<'_>, aliases: Vec<Alias>, versions: Arc<[Version]>) -> Result<Key> {
+    let id: [u8; 16] = row.get("id")?;
+    let named = |what| corrupt("keys", &id, what);
+    let malformed = |malformed: Malformed| named(malformed.problem);
+    let tags: String = row.get("tags")?;
+    let details = KeyDetails {
+        display_name: row.get("display_name")?,
+        description: row.get("description")?,
+        aliases,
+        tags: serde_json::from_str(&tags).map_err(|_other| named("has tags that are none"))?,
+    };
+    let created_by: String = row.get("created_by")?;
+    let generation: i64 = row.get("generation")?;
+    let rotation: Option<u64> = row.get("rotation_days")?;
+    Ok(Key {
+        id: KeyId::from_bytes(id),
+        instance: parsed(row, "instance", &named)?,
+        ring: parsed(row, "ring", &named)?,
+        details: details.checked().map_err(malformed)?,
+        imported: row.get("imported")?,
+        history: History {
+            activated: Timestamp::from_micros(row.get("activated")?),
+            expires: time(row, "expires")?,
+            suspended: moment(row, ("suspended", "suspended_run"))?,
+            destroyed: moment(row, ("destroyed", "destroyed_run"))?,
+            purging: moment(row, ("purging", "purging_run"))?,
+            expiry_noted: row.get("expiry_noted")?,
+        },
+        versions,
+        created_by: created_by.into(),
+        updated: time(row, "updated")?,
+        rotated: moment(row, ("rotated", "rotated_run"))?,
+        rotation: rotation.map(RotationPeriod::from_days).transpose().map_err(malformed)?,
+        dual_auth: row.get("dual_auth")?,
+        authorization: authorization(row, &named)?,
+        generation: u64::try_from(generation).map_err(|_less| named("has no generation"))?,
+    })
+}
+
+fn authorization(
+    row: &Row<'_>,
+    named: &dyn Fn(&'static str) -> RowError,
+) -> Result<Option<Authorization>> {
+    match moment(row, ("authorized", "authorized_run"))? {
+        None => Ok(None),
+        Some(at) => {
+            Ok(Some(Authorization { by: parsed::<PrincipalId>(row, "authorized_by", named)?, at }))
+        }
+    }
+}
+
+fn version(row: &Row<'_>) -> Result<Version> {
+    let check_value: Vec<u8> = row.get("check_value")?;
+    Ok(Version {
+        id: VersionId::from_bytes(row.get("id")?),
+        object: ObjectId::from_bytes(row.get("object")?),
+        check_value: check_value.into(),
+        created: Timestamp::from_micros(row.get("created")?),
+    })
+}
+
+fn tags_text(tags: &[String]) -> String {
+    serde_json::Value::from(tags).to_string()
+}
