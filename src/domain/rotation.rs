@@ -69,6 +69,13 @@ impl Key {
         Ok(Key { rotated: Some(now), versions, ..self.changed(now) })
     }
 
+    /// When its expiration is to be recorded; `None` if that is done, or cannot come
+    /// while it is suspended or deleted.
+    pub fn expiry_due(&self) -> Option<Timestamp> {
+        let quiet = self.history.suspended.is_some() || self.history.destroyed.is_some();
+        self.history.expires.filter(|_| !quiet && !self.history.expiry_noted)
+    }
+
     /// When it is to be rotated by itself; `None` without a policy, or while it is
     /// suspended or deleted. The clock of the policy starts when the key is made and
     /// again at each rotation, by hand too.

@@ -12,12 +12,18 @@ use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use tokio::sync::Mutex;
 
-use crate::domain::{Alias, InstanceId, Key, KeyId, KeyName, KeyRef, Timestamp};
+use super::budget::Budget;
+use crate::domain::{
+    Alias, InstanceId, Key, KeyId, KeyName, KeyRef, KeyRingId, Moment, Registered, RunTime,
+    Timestamp, VersionId,
+};
 use crate::error::{Error, Reason};
 
 /// A key's place in memory.
 pub(super) struct Slot {
     key: ArcSwap<Key>,
+    budget: ArcSwap<Budget>,
+    registered: ArcSwap<Registered>,
     /// Held over a change of the key, its commit included: changes of one key
     /// wait for each other, which is their point. An exception to "no lock over
     /// an await", written down in docs/adr/0004.
@@ -30,14 +36,33 @@ impl Slot {
         self.key.load_full()
     }
 
-    /// Makes `key` what everybody sees from now on.
-    pub(super) fn publish(&self, key: Arc<Key>) {
-        self.key.store(key);
+    /// What its primary version may wrap.
+    pub(super) fn budget(&self) -> Arc<Budget> {
+        self.budget.load_full()
+    }
+
+    /// Resources that are registered against it.
+    pub(super) fn registered(&self) -> Registered {
+        **self.registered.load()
+    }
+
+    /// Notes how many resources are registered. Whoever does holds `changing`.
+    pub(super) fn set_registered(&self, registered: Registered) {
+        self.registered.store(Arc::new(registered));
     }
 }
 
 /// Every key.
 pub(super) struct Registry(RwLock<Index>);
+
+/// How many keys there are of something.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Count {
+    /// Of every state.
+    pub(super) total: u64,
+    /// Those that are not deleted.
+    pub(super) live: u64,
+}
 
 #[derive(Default)]
 struct Index {
@@ -46,16 +71,27 @@ struct Index {
     aliases: HashMap<(InstanceId, Alias), KeyId>,
     /// By age, for paging.
     order: HashMap<InstanceId, BTreeSet<(Timestamp, KeyId)>>,
+    counts: HashMap<(InstanceId, KeyRingId), Count>,
+    /// When something is to be done about a key by itself: at a date, or when the
+    /// daemon has run so long.
+    dates: BTreeSet<(Timestamp, KeyId)>,
+    runs: BTreeSet<(RunTime, KeyId)>,
 }
 
 impl Registry {
-    pub(super) fn new(keys: Vec<Key>) -> Self {
+    pub(super) fn new(
+        keys: Vec<Key>,
+        registered: &HashMap<KeyId, Registered>,
+        wrap_grants: &HashMap<VersionId, u64>,
+    ) -> Self {
         let registry = Self(RwLock::default());
         for key in keys {
             let aliases = key.details.aliases.iter();
             let aliases = aliases.map(|alias| ((key.instance.clone(), alias.clone()), key.id));
             registry.0.write().aliases.extend(aliases);
-            registry.insert(Arc::new(key));
+            let granted = wrap_grants.get(&key.primary().id).copied().unwrap_or(0);
+            let registered = registered.get(&key.id).copied().unwrap_or_default();
+            registry.add(Arc::new(key), granted, registered);
         }
         registry
     }
@@ -64,7 +100,7 @@ impl Registry {
     ///
     /// # Errors
     /// KEY_NOT_FOUND.
-    pub(super) fn find(&self, name: &KeyName) -> Result<Arc<Slot>, Error> {
+    pub(super) fn find_even_purging(&self, name: &KeyName) -> Result<Arc<Slot>, Error> {
         let index = self.0.read();
         let slot = match &name.key {
             KeyRef::Id(id) => index.slots.get(id),
@@ -79,6 +115,16 @@ impl Registry {
         slot.cloned().ok_or_else(|| not_found(name))
     }
 
+    /// The same, but a key whose material is being destroyed is there no more.
+    ///
+    /// # Errors
+    /// KEY_NOT_FOUND.
+    pub(super) fn find(&self, name: &KeyName) -> Result<Arc<Slot>, Error> {
+        let slot = self.find_even_purging(name)?;
+        let purging = slot.key.load().history.purging.is_some();
+        if purging { Err(not_found(name)) } else { Ok(slot) }
+    }
+
     /// The key with that id, if any.
     pub(super) fn by_id(&self, id: KeyId) -> Option<Arc<Slot>> {
         self.0.read().slots.get(&id).cloned()
@@ -86,11 +132,59 @@ impl Registry {
 
     /// Adds a key that is committed. Its aliases are reserved already.
     pub(super) fn insert(&self, key: Arc<Key>) {
+        self.add(key, 0, Registered::default());
+    }
+
+    fn add(&self, key: Arc<Key>, granted: u64, registered: Registered) {
         let mut index = self.0.write();
         let place = (key.history.activated, key.id);
         index.order.entry(key.instance.clone()).or_default().insert(place);
-        let slot = Slot { key: ArcSwap::new(Arc::clone(&key)), changing: Mutex::default() };
+        index.note(None, Some(&key));
+        let slot = Slot {
+            budget: ArcSwap::from_pointee(Budget::new(key.primary().id, granted)),
+            registered: ArcSwap::from_pointee(registered),
+            key: ArcSwap::new(Arc::clone(&key)),
+            changing: Mutex::default(),
+        };
         index.slots.insert(key.id, Arc::new(slot));
+    }
+
+    /// Makes `key` what everybody sees from now on. Whoever does holds the slot's
+    /// lock.
+    pub(super) fn publish(&self, slot: &Slot, key: Arc<Key>) {
+        if slot.budget.load().version != key.primary().id {
+            slot.budget.store(Arc::new(Budget::new(key.primary().id, 0)));
+        }
+        let old = slot.key.swap(Arc::clone(&key));
+        if agenda(&old) != agenda(&key) || membership(&old) != membership(&key) {
+            self.0.write().note(Some(&old), Some(&key));
+        }
+    }
+
+    /// Takes a key out that is no more.
+    pub(super) fn remove(&self, key: &Key) {
+        let mut index = self.0.write();
+        index.note(Some(key), None);
+        if let Some(order) = index.order.get_mut(&key.instance) {
+            order.remove(&(key.history.activated, key.id));
+        }
+        index.aliases.retain(|_, owner| *owner != key.id);
+        index.slots.remove(&key.id);
+    }
+
+    /// Keys about which something is to be done by itself at `now`, up to `most`.
+    pub(super) fn due(&self, now: Moment, most: usize) -> Vec<Arc<Slot>> {
+        let index = self.0.read();
+        let dates = index.dates.iter().take_while(|(date, _)| *date <= now.time);
+        let runs = index.runs.iter().take_while(|(run, _)| *run <= now.run);
+        let ids = runs.map(|(_, id)| id).chain(dates.map(|(_, id)| id)).take(most);
+        ids.filter_map(|id| index.slots.get(id)).cloned().collect()
+    }
+
+    /// How many keys a ring holds.
+    pub(super) fn count_of(&self, instance: &InstanceId, ring: &KeyRingId) -> Count {
+        let entry = (instance.clone(), ring.clone());
+        self.0.read().counts.get(&entry).copied().unwrap_or_default()
     }
 
     /// Takes aliases for a key; all or none.
@@ -151,6 +245,48 @@ impl Registry {
     }
 }
 
+impl Index {
+    /// Puts counts and agenda right after a key changed, came or went.
+    fn note(&mut self, old: Option<&Key>, new: Option<&Key>) {
+        if let Some(old) = old {
+            let (date, run) = agenda(old);
+            date.map(|date| self.dates.remove(&(date, old.id)));
+            run.map(|run| self.runs.remove(&(run, old.id)));
+            let (ring, live) = membership(old);
+            let count = self.counts.entry((old.instance.clone(), ring.clone())).or_default();
+            count.total -= 1;
+            count.live -= u64::from(live);
+        }
+        if let Some(new) = new {
+            let (date, run) = agenda(new);
+            date.map(|date| self.dates.insert((date, new.id)));
+            run.map(|run| self.runs.insert((run, new.id)));
+            let (ring, live) = membership(new);
+            let count = self.counts.entry((new.instance.clone(), ring.clone())).or_default();
+            count.total += 1;
+            count.live += u64::from(live);
+        }
+    }
+}
+
+/// When something is to be done about the key by itself.
+fn agenda(key: &Key) -> (Option<Timestamp>, Option<RunTime>) {
+    if key.history.purging.is_some() {
+        // Begun and not finished: as soon as can be.
+        return (None, Some(RunTime::default()));
+    }
+    let expiry = key.expiry_due();
+    let date = match (expiry, key.rotation_due()) {
+        (Some(expiry), Some(rotation)) => Some(expiry.min(rotation)),
+        (expiry, rotation) => expiry.or(rotation),
+    };
+    (date, key.purge_due())
+}
+
+fn membership(key: &Key) -> (&KeyRingId, bool) {
+    (&key.ring, key.history.destroyed.is_none())
+}
+
 fn not_found(name: &KeyName) -> Error {
     Error::new(Reason::KeyNotFound, format!("there is no key {name}")).about(name.to_string())
 }
@@ -159,15 +295,21 @@ fn not_found(name: &KeyName) -> Error {
 mod tests {
     use super::*;
     use crate::domain::key::tests::key_at;
+    use crate::domain::time::tests::at;
+    use crate::domain::{Profile, RotationPeriod};
+
+    fn of(keys: Vec<Key>) -> Registry {
+        Registry::new(keys, &HashMap::new(), &HashMap::new())
+    }
 
     fn alias(text: &str) -> Alias {
         text.parse().unwrap()
     }
 
     fn registry() -> (Registry, Key) {
-        let mut key = key_at(Timestamp::from_seconds(1));
+        let mut key = key_at(at(1));
         key.details.aliases = vec![alias("volumes")];
-        (Registry::new(vec![key.clone()]), key)
+        (of(vec![key.clone()]), key)
     }
 
     #[test]
@@ -201,14 +343,58 @@ mod tests {
     fn keys_are_paged_by_age_and_then_id() {
         let keys = [(2, 1), (1, 9), (1, 3)].map(|(time, id)| Key {
             id: KeyId::from_bytes([id; 16]),
-            ..key_at(Timestamp::from_seconds(time))
+            ..key_at(at(time))
         });
-        let registry = Registry::new(keys.to_vec());
+        let registry = of(keys.to_vec());
         let instance = "default".parse().unwrap();
         let first = registry.after(&instance, None, 2);
         assert_eq!(first.iter().map(|key| key.id.as_bytes()[0]).collect::<Vec<_>>(), [3, 9]);
         let last = &first[1];
         let rest = registry.after(&instance, Some((last.history.activated, last.id)), 2);
         assert_eq!(rest.iter().map(|key| key.id.as_bytes()[0]).collect::<Vec<_>>(), [1]);
+    }
+
+    #[test]
+    fn what_is_due_comes_by_date_and_by_run_time_and_goes_with_its_cause() {
+        let mut key = key_at(at(10));
+        key.history.expires = Some(at(100).time);
+        key.rotation = RotationPeriod::from_days(30).ok();
+        let registry = of(vec![key.clone()]);
+        let slot = registry.by_id(key.id).unwrap();
+        let due = |seconds| registry.due(at(seconds), 10).len();
+        assert_eq!((due(99), due(100)), (0, 1));
+        let mut noted = (*slot.key()).clone();
+        noted.history.expiry_noted = true;
+        registry.publish(&slot, Arc::new(noted.clone()));
+        assert_eq!(due(100 * 86_400), 0);
+        noted.history.destroyed = Some(at(200));
+        registry.publish(&slot, Arc::new(noted.clone()));
+        assert_eq!((due(200 + 90 * 86_400 - 1), due(200 + 90 * 86_400)), (0, 1));
+        noted.history.purging = Some(at(300));
+        registry.publish(&slot, Arc::new(noted.clone()));
+        assert_eq!(due(0), 1);
+        assert!(registry.find(&key.name().parse().unwrap()).is_err());
+        registry.remove(&noted);
+        assert_eq!((due(1_000_000_000), registry.len()), (0, 0));
+    }
+
+    #[test]
+    fn rings_are_counted_with_and_without_deleted_keys() {
+        let key = key_at(at(1));
+        let registry = of(vec![key.clone()]);
+        let slot = registry.by_id(key.id).unwrap();
+        let (default, other) = (KeyRingId::default_ring(), "other".parse().unwrap());
+        let count = |ring: &KeyRingId| {
+            let count = registry.count_of(&key.instance, ring);
+            (count.total, count.live)
+        };
+        assert_eq!((count(&default), count(&other)), ((1, 1), (0, 0)));
+        registry.publish(&slot, Arc::new(Key { ring: other.clone(), ..key.clone() }));
+        assert_eq!((count(&default), count(&other)), ((0, 0), (1, 1)));
+        let mut gone = (*slot.key()).clone();
+        gone.history.destroyed = Some(at(2));
+        registry.publish(&slot, Arc::new(gone));
+        assert_eq!(count(&other), (1, 0));
+        assert!(slot.key().disabled(at(3), Profile::Vpc).is_err());
     }
 }

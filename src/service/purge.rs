@@ -1,0 +1,124 @@
+//! Purge: the material of a deleted key is destroyed in the HSM, for good.
+//!
+//! The intents come first, together with the mark that nothing can bring the key back;
+//! then the objects go, and each is seen to be gone in a new session; then the row
+//! goes and a tombstone stays. After a crash, or when the HSM was away, the scheduler
+//! goes on where it ended: every step can be done again.
+
+use std::sync::Arc;
+
+use super::keys::Effect;
+use super::registry::Slot;
+use super::{Answer, Call, Service, daemon_event, within};
+use crate::domain::event::DAEMON;
+use crate::domain::{Event, Key, KeyName, Moment, ObjectId, Timestamp};
+use crate::error::{Error, Reason};
+use crate::store::{Change, Intent, IntentStage, Tombstone};
+
+/// Who has a key purged.
+pub(super) enum Purger<'a> {
+    /// A caller.
+    Call(&'a Call),
+    /// Nobody: it was deleted 90 days ago, or its purge was begun.
+    Time,
+}
+
+impl Service {
+    /// Destroys the material of a DESTROYED key; when it was seen to be gone.
+    ///
+    /// # Errors
+    /// KEY_NOT_DESTROYED, TOO_EARLY, or of HSM and store. If the HSM fails in the
+    /// middle the key is gone for everybody, and the purge is finished later.
+    pub async fn purge_key(
+        self: &Arc<Self>,
+        call: &Call,
+        name: KeyName,
+    ) -> Result<Answer<Timestamp>, Error> {
+        let (service, call) = (Arc::clone(self), call.clone());
+        self.change(call.clone(), async move {
+            let slot = service.registry.find_even_purging(&name)?;
+            let changing = within(call.caller.deadline, slot.changing.lock()).await?;
+            let purged = service.purge(&slot, Purger::Call(&call)).await;
+            drop(changing);
+            purged.map(Answer::recorded)
+        })
+        .await
+    }
+
+    /// Purges the key in `slot`, whose lock the caller holds.
+    pub(super) async fn purge(&self, slot: &Slot, by: Purger<'_>) -> Result<Timestamp, Error> {
+        let key = slot.key();
+        let name = key.name();
+        if self.registry.by_id(key.id).is_none() {
+            return Err(Error::new(Reason::KeyNotFound, format!("there is no key {name}")));
+        }
+        let key = if key.history.purging.is_some() { key } else { self.begin_purge(slot).await? };
+        let objects: Vec<ObjectId> = key.versions.iter().map(|version| version.object).collect();
+        for object in &objects {
+            self.wipe(*object).await.map_err(|error| error.about(name.clone()))?;
+        }
+        let now = self.now();
+        let event = by.event(self, &key, now);
+        let purged_by = match by {
+            Purger::Call(call) => call.principal.as_str().to_owned(),
+            Purger::Time => DAEMON.to_owned(),
+        };
+        let change = Change {
+            end: objects.clone(),
+            purge: Some(Tombstone { key: Arc::clone(&key), purged: now.time, purged_by }),
+            events: vec![event.clone()],
+            ..Change::default()
+        };
+        self.store.commit(change).await?;
+        self.registry.remove(&key);
+        for object in objects {
+            self.intents.end(object);
+        }
+        self.publish(vec![event]).await;
+        Ok(now.time)
+    }
+
+    /// The point of no return.
+    async fn begin_purge(&self, slot: &Slot) -> Result<Arc<Key>, Error> {
+        let key = slot.key();
+        let now = self.now();
+        let denied = |denied| Error::from(denied).about(key.name());
+        let new = Arc::new(key.purging(now, self.settings.profile).map_err(denied)?);
+        if !self.hsm.is_up() {
+            let message = "the HSM cannot be used now; nothing was purged";
+            return Err(Error::new(Reason::HsmUnavailable, message).about(key.name()));
+        }
+        let intents = new.versions.iter().map(|version| Intent {
+            object: version.object,
+            key: new.id,
+            stage: IntentStage::Destroying,
+            begun: now.time,
+            purpose: format!("purge {}", new.name()),
+        });
+        let begin: Vec<_> = intents.collect();
+        for intent in &begin {
+            self.intents.begin(intent.clone());
+        }
+        let begun = self.put(slot, &new, Effect::Tighten, Change { begin, ..Change::default() });
+        if let Err(error) = begun.await {
+            for version in new.versions.iter() {
+                self.intents.end(version.object);
+            }
+            return Err(error);
+        }
+        Ok(new)
+    }
+}
+
+impl Purger<'_> {
+    fn event(&self, service: &Service, key: &Key, now: Moment) -> Event {
+        let mut event = match self {
+            Self::Call(call) => service.change_event(call, key),
+            Self::Time => daemon_event("kms.secrets.purge", now, &key.name()),
+        };
+        let deleted = key.history.destroyed.map_or(now.time, |at| at.time);
+        event.details.push(("deletion_date_micros".into(), deleted.as_micros().to_string()));
+        event.details.push(("versions".into(), key.versions.len().to_string()));
+        event
+    }
+}
