@@ -7,8 +7,10 @@
 //! Root keys are handles here and never bytes.
 
 mod ffi;
+mod job;
 mod mechanism;
 mod object;
+mod root_key;
 mod rv;
 mod supervisor;
 #[cfg(test)]
@@ -32,6 +34,7 @@ pub use token::{TokenInfo, make_token};
 
 use crate::domain::ObjectId;
 use crate::secret::Secret;
+use job::{Job, Reply, Work};
 use supervisor::Control;
 use token::Token;
 
@@ -129,42 +132,6 @@ pub struct Crypted {
     /// The DEK sealed; `None` if it was only opened. An error if it was opened
     /// and could not be sealed again.
     pub sealed: Option<Result<Sealed, HsmError>>,
-}
-
-/// One entry of the queue.
-struct Job {
-    work: Work,
-    deadline: Instant,
-}
-
-/// What a worker is asked to do, and where the answer goes.
-enum Work {
-    /// All of these, in order; each succeeds or fails alone.
-    Crypt(Vec<Crypt>, Reply<Vec<Result<Crypted, HsmError>>>),
-    /// Make a root key, prove that it is one, answer with its check value.
-    Generate(ObjectId, Reply<Sealed>),
-    /// Destroy a root key, and prove that it is gone.
-    Destroy(ObjectId, Reply<()>),
-    /// Make a key in the session, seal, open and compare; how long it took.
-    RoundTrip(Reply<Duration>),
-    /// Seal and open with the canary; whether that worked.
-    Probe(Sender<bool>),
-}
-
-type Reply<T> = oneshot::Sender<Result<T, HsmError>>;
-
-impl Job {
-    /// Answers that it was not done. A caller who no longer waits is no matter.
-    fn refuse(self, error: HsmError) {
-        match self.work {
-            Work::Crypt(_, reply) => drop(reply.send(Err(error))),
-            Work::Generate(_, reply) => drop(reply.send(Err(error))),
-            Work::Destroy(_, reply) => drop(reply.send(Err(error))),
-            Work::RoundTrip(reply) => drop(reply.send(Err(error))),
-            // The supervisor takes no answer for what it is.
-            Work::Probe(reply) => drop(reply),
-        }
-    }
 }
 
 /// Whether root keys can be used.

@@ -15,9 +15,10 @@ use cryptoki::context::Pkcs11;
 use cryptoki::session::Session;
 use tokio::sync::watch;
 
+use super::job::{Job, Work};
 use super::token::{self, Problem, Token};
 use super::worker::{Activity, Never, Worker};
-use super::{Health, HsmError, Job, Settings, Work, object};
+use super::{Health, HsmError, Settings, object};
 use crate::domain::ObjectId;
 
 /// What the supervisor is told.

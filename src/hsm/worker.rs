@@ -17,20 +17,22 @@ use cryptoki::session::Session;
 use parking_lot::Mutex;
 
 use super::ffi::Functions;
+use super::job::{Job, Reply, Work};
 use super::mechanism::{IV_BYTES, MAKE_ROOT_KEY};
 use super::object::{self, CHECK_AAD, CHECK_TEXT};
+use super::root_key::patiently;
 use super::rv::{Verdict, verdict, verdict_of};
 use super::supervisor::CANARY;
 use super::token::Token;
-use super::{Crypt, Crypted, HsmError, Job, Sealed, Work};
+use super::{Crypt, Crypted, HsmError, Sealed};
 use crate::domain::ObjectId;
 use crate::secret::Secret;
 
 /// Runs jobs in a session of its own.
 pub(super) struct Worker {
-    token: Arc<Token>,
-    session: Session,
-    sync_directory: Option<PathBuf>,
+    pub(super) token: Arc<Token>,
+    pub(super) session: Session,
+    pub(super) sync_directory: Option<PathBuf>,
     activity: Arc<Activity>,
 }
 
@@ -63,7 +65,7 @@ impl Activity {
 pub(super) struct Lost(String);
 
 /// Why a piece of work was not done.
-enum Failure {
+pub(super) enum Failure {
     /// That is the answer.
     Answer(HsmError),
     /// The token cannot be used, for anything.
@@ -176,7 +178,12 @@ impl Worker {
         }
     }
 
-    fn seal(&mut self, object: ObjectId, aad: &[u8], dek: &[u8]) -> Result<Sealed, Failure> {
+    pub(super) fn seal(
+        &mut self,
+        object: ObjectId,
+        aad: &[u8],
+        dek: &[u8],
+    ) -> Result<Sealed, Failure> {
         let mut iv = [0; IV_BYTES];
         if getrandom::fill(&mut iv).is_err() {
             return Err(Failure::Answer(HsmError::Unavailable));
@@ -187,7 +194,12 @@ impl Worker {
         Ok(Sealed { iv, bytes })
     }
 
-    fn open(&mut self, object: ObjectId, aad: &[u8], sealed: &Sealed) -> Result<Secret, Failure> {
+    pub(super) fn open(
+        &mut self,
+        object: ObjectId,
+        aad: &[u8],
+        sealed: &Sealed,
+    ) -> Result<Secret, Failure> {
         self.with(object, HsmError::Unverified, |functions, session, key| {
             functions.open(session, key, &sealed.iv, aad, &sealed.bytes)
         })
@@ -228,42 +240,6 @@ impl Worker {
         operation(&self.token.functions, &self.session, again).map_err(|rv| lost(&rv))
     }
 
-    fn generate(&mut self, object: ObjectId) -> Result<Sealed, Failure> {
-        object::generate(&self.session, object).map_err(|error| self.failed(&error))?;
-        let fresh = self.token.session().map_err(|error| self.failed(&error))?;
-        let found = patiently(|| object::find_one(&fresh, object));
-        let found = found.map_err(|error| self.failed(&error))?;
-        let handle = found.ok_or(Failure::Answer(HsmError::Missing))?;
-        let as_asked = patiently(|| Ok(object::is_as_asked(&fresh, handle, object)?.then_some(())));
-        if as_asked.map_err(|error| self.failed(&error))?.is_none() {
-            let differs = object::differences(&fresh, handle, object);
-            tracing::error!(%object, ?differs, "the token made another key than was asked for");
-            return Err(Failure::Answer(HsmError::Refused(RvError::TemplateInconsistent)));
-        }
-        self.synchronize()?;
-        self.token.note(object, Some(handle));
-        let check_value = self.seal(object, CHECK_AAD, CHECK_TEXT)?;
-        let opened = self.open(object, CHECK_AAD, &check_value)?;
-        if opened.expose() == CHECK_TEXT {
-            return Ok(check_value);
-        }
-        tracing::error!(%object, "the new key does not open what it sealed");
-        Err(Failure::Answer(HsmError::Refused(RvError::FunctionFailed)))
-    }
-
-    fn destroy(&mut self, object: ObjectId) -> Result<(), Failure> {
-        self.token.note(object, None);
-        object::destroy(&self.session, object).map_err(|error| self.failed(&error))?;
-        self.synchronize()?;
-        let fresh = self.token.session().map_err(|error| self.failed(&error))?;
-        let left = object::find(&fresh, object).map_err(|error| self.failed(&error))?;
-        if left.is_empty() {
-            return Ok(());
-        }
-        tracing::error!(%object, "the token still shows the object that it destroyed");
-        Err(Failure::Answer(HsmError::Unavailable))
-    }
-
     fn round_trip(&mut self) -> Result<(), Failure> {
         let template = [
             Attribute::Token(false),
@@ -282,7 +258,7 @@ impl Worker {
     }
 
     /// What an error of a call other than seal and open comes to.
-    fn failed(&mut self, error: &Error) -> Failure {
+    pub(super) fn failed(&mut self, error: &Error) -> Failure {
         tracing::warn!(%error, "the module refused");
         if let Err(lost) = self.reopen() {
             return lost;
@@ -306,28 +282,6 @@ impl Worker {
         self.session = self.token.session().map_err(|error| lost(&error))?;
         Ok(())
     }
-
-    fn synchronize(&self) -> Result<(), Failure> {
-        let Some(directory) = &self.sync_directory else { return Ok(()) };
-        let synchronized =
-            std::fs::File::open(directory).and_then(|directory| Ok(rustix::fs::syncfs(directory)?));
-        synchronized.map_err(|error| {
-            tracing::error!(%error, "the token's directory cannot be synchronized");
-            Failure::Answer(HsmError::Unavailable)
-        })
-    }
-}
-
-/// Looks a few times. SoftHSM reads its objects anew when others are made or
-/// destroyed, and meanwhile shows one without its attributes, or not at all.
-fn patiently<T>(mut look: impl FnMut() -> Result<Option<T>, Error>) -> Result<Option<T>, Error> {
-    for _ in 1..LOOKS {
-        if let Ok(Some(found)) = look() {
-            return Ok(Some(found));
-        }
-        std::thread::sleep(LOOK_PAUSE);
-    }
-    look()
 }
 
 /// Seals and opens with `key`: whether token, session and key work.
@@ -339,11 +293,7 @@ fn prove(functions: &Functions, session: &Session, key: ObjectHandle) -> Result<
     if opened.expose() == CHECK_TEXT { Ok(()) } else { Err(RvError::FunctionFailed) }
 }
 
-/// How often to look for what should be there, and how long to wait in between.
-const LOOKS: usize = 10;
-const LOOK_PAUSE: Duration = Duration::from_millis(5);
-
-fn answer<T>(reply: super::Reply<T>, result: Result<T, Failure>) -> Result<(), Lost> {
+fn answer<T>(reply: Reply<T>, result: Result<T, Failure>) -> Result<(), Lost> {
     let (result, lost) = match result {
         Ok(done) => (Ok(done), Ok(())),
         Err(Failure::Answer(error)) => (Err(error), Ok(())),
