@@ -9,6 +9,7 @@ pub mod access;
 pub mod deletion;
 pub mod event;
 pub mod id;
+pub mod import;
 pub mod key;
 pub mod lifecycle;
 pub mod time;
@@ -19,6 +20,7 @@ pub use event::{Event, Outcome};
 pub use id::{
     Alias, InstanceId, KeyId, KeyName, KeyRef, Malformed, ObjectId, PrincipalId, VersionId,
 };
+pub use import::{ImportAlgorithm, SealedMaterial};
 pub use key::{Key, KeyDetails, Version};
 pub use lifecycle::{History, KeyAction, KeyState, Profile, Refusal, Refused};
 pub use time::Timestamp;
