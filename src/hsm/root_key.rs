@@ -5,8 +5,10 @@
 use std::time::Duration;
 
 use cryptoki::error::{Error, RvError};
+use cryptoki::object::{Attribute, ObjectHandle};
+use cryptoki::session::Session;
 
-use super::object::{self, CHECK_AAD, CHECK_TEXT};
+use super::object::{self, CHECK_AAD, CHECK_TEXT, Kind, Origin};
 use super::worker::{Failure, Worker};
 use super::{HsmError, Sealed};
 use crate::domain::ObjectId;
@@ -14,18 +16,36 @@ use crate::domain::ObjectId;
 impl Worker {
     pub(super) fn generate(&mut self, object: ObjectId) -> Result<Sealed, Failure> {
         object::generate(&self.session, object).map_err(|error| self.failed(&error))?;
+        let asked = object::template(object, Origin::Generated);
+        let (_session, handle) = self.read_back(Kind::RootKey, object, &asked)?;
+        self.synchronize()?;
+        self.token.note(Kind::RootKey, object, Some(handle));
+        self.check_value(object)
+    }
+
+    /// Looks in another session for the object that was just made: it must be the
+    /// only one, and as it was `asked` for.
+    pub(super) fn read_back(
+        &mut self,
+        kind: Kind,
+        object: ObjectId,
+        asked: &[Attribute],
+    ) -> Result<(Session, ObjectHandle), Failure> {
         let fresh = self.token.session().map_err(|error| self.failed(&error))?;
-        let found = patiently(|| object::find_one(&fresh, object));
+        let found = patiently(|| object::find_one(&fresh, kind, object));
         let found = found.map_err(|error| self.failed(&error))?;
         let handle = found.ok_or(Failure::Answer(HsmError::Missing))?;
-        let as_asked = patiently(|| Ok(object::is_as_asked(&fresh, handle, object)?.then_some(())));
-        if as_asked.map_err(|error| self.failed(&error))?.is_none() {
-            let differs = object::differences(&fresh, handle, object);
-            tracing::error!(%object, ?differs, "the token made another key than was asked for");
-            return Err(Failure::Answer(HsmError::Refused(RvError::TemplateInconsistent)));
+        let as_asked = patiently(|| Ok(object::is_as_asked(&fresh, handle, asked)?.then_some(())));
+        if as_asked.map_err(|error| self.failed(&error))?.is_some() {
+            return Ok((fresh, handle));
         }
-        self.synchronize()?;
-        self.token.note(object, Some(handle));
+        let differs = object::differences(&fresh, handle, asked);
+        tracing::error!(%object, ?differs, "the token made another key than was asked for");
+        Err(Failure::Answer(HsmError::Refused(RvError::TemplateInconsistent)))
+    }
+
+    /// The check value of a new root key, which thereby is seen to work.
+    pub(super) fn check_value(&mut self, object: ObjectId) -> Result<Sealed, Failure> {
         let check_value = self.seal(object, CHECK_AAD, CHECK_TEXT)?;
         let opened = self.open(object, CHECK_AAD, &check_value)?;
         if opened.expose() == CHECK_TEXT {
@@ -36,11 +56,12 @@ impl Worker {
     }
 
     pub(super) fn destroy(&mut self, object: ObjectId) -> Result<(), Failure> {
-        self.token.note(object, None);
+        self.token.note(Kind::RootKey, object, None);
+        self.token.note(Kind::ImportPair, object, None);
         object::destroy(&self.session, object).map_err(|error| self.failed(&error))?;
         self.synchronize()?;
         let fresh = self.token.session().map_err(|error| self.failed(&error))?;
-        let left = object::find(&fresh, object).map_err(|error| self.failed(&error))?;
+        let left = object::find_all(&fresh, object).map_err(|error| self.failed(&error))?;
         if left.is_empty() {
             return Ok(());
         }
@@ -48,7 +69,7 @@ impl Worker {
         Err(Failure::Answer(HsmError::Unavailable))
     }
 
-    fn synchronize(&self) -> Result<(), Failure> {
+    pub(super) fn synchronize(&self) -> Result<(), Failure> {
         let Some(directory) = &self.sync_directory else { return Ok(()) };
         let synchronized =
             std::fs::File::open(directory).and_then(|directory| Ok(rustix::fs::syncfs(directory)?));
