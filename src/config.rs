@@ -263,6 +263,7 @@ impl File {
                 queue: hsm.queue,
                 stuck_after: Duration::from_secs(hsm.stuck_seconds),
                 sync_directory: hsm.sync_directory.map(path),
+                software_unwrap: false,
             },
             store_queue: store.queue,
             audit: audit::Settings {

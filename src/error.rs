@@ -396,6 +396,12 @@ impl From<HsmError> for Error {
             HsmError::Missing => {
                 (Reason::HsmKeyMissing, "the HSM does not show the object of this key version")
             }
+            // Provisional: the API has no import yet.
+            HsmError::Material => (Reason::Internal, "the key material cannot be unwrapped"),
+            HsmError::NonceUnverified => {
+                (Reason::Internal, "the nonce is not sealed with the imported key")
+            }
+            HsmError::Nonce => (Reason::Internal, "the nonce is another one"),
             HsmError::Refused(_) => (Reason::Internal, "the HSM refused the operation"),
         };
         Self::new(reason, message).caused_by(error)

@@ -9,6 +9,7 @@ pub mod access;
 pub mod deletion;
 pub mod event;
 pub mod id;
+pub mod import;
 pub mod import_token;
 pub mod instance;
 pub mod key;
@@ -26,6 +27,7 @@ pub use id::{
     Alias, InstanceId, KeyId, KeyName, KeyRef, KeyRingId, KeyRingName, Malformed, ObjectId,
     PrincipalId, RegistrationId, RegistrationName, VersionId,
 };
+pub use import::{ImportAlgorithm, SealedMaterial};
 pub use import_token::{ImportToken, TokenEnded};
 pub use instance::{Instance, KeyRing};
 pub use key::{Key, KeyDetails, Version};

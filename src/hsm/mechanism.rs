@@ -4,8 +4,11 @@
 //! AES-GCM in one part is the one authenticated mechanism that SoftHSM, NSS and
 //! kryoptic all have (`facts/hsm-and-grpc.md`, B).
 
+use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource};
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki_sys::{CK_MECHANISM_TYPE, CK_ULONG, CKM_AES_GCM};
+
+use crate::domain::ImportAlgorithm;
 
 /// Seals and opens DEKs.
 pub(super) const CKM_SEAL: CK_MECHANISM_TYPE = CKM_AES_GCM;
@@ -23,8 +26,33 @@ pub(super) const MAKE_ROOT_KEY: Mechanism<'static> = Mechanism::AesKeyGen;
 /// What a root key may be used for.
 pub(super) const SEAL: MechanismType = MechanismType::AES_GCM;
 
+/// Makes an import pair.
+pub(super) const MAKE_IMPORT_PAIR: Mechanism<'static> = Mechanism::RsaPkcsKeyPairGen;
+/// What an import pair may be used for.
+pub(super) const UNWRAP: MechanismType = MechanismType::RSA_PKCS_OAEP;
+/// RSA without padding, for the half of an unwrap that `oaep.rs` completes.
+pub(super) const RAW_RSA: Mechanism<'static> = Mechanism::RsaX509;
+/// What an import pair may be used for besides, if that half is wanted.
+pub(super) const RAW_RSA_TYPE: MechanismType = MechanismType::RSA_X_509;
+
+/// Unwraps key material. A token that lists the mechanism may still refuse the
+/// parameters: SoftHSM takes SHA-1 alone. So it is tried (`unwrapping.rs`).
+pub(super) fn unwrap(algorithm: ImportAlgorithm) -> Mechanism<'static> {
+    let (hash, mgf) = match algorithm {
+        ImportAlgorithm::OaepSha256 => (MechanismType::SHA256, PkcsMgfType::MGF1_SHA256),
+        ImportAlgorithm::OaepSha1 => (MechanismType::SHA1, PkcsMgfType::MGF1_SHA1),
+    };
+    Mechanism::RsaPkcsOaep(PkcsOaepParams::new(hash, mgf, PkcsOaepSource::empty()))
+}
+
 /// The mechanisms that the daemon needs, with what for.
 pub(super) const NEEDED: [(MechanismType, &str); 2] = [
     (MechanismType::AES_GCM, "wrap and unwrap DEKs"),
     (MechanismType::AES_KEY_GEN, "make root keys"),
+];
+
+/// The mechanisms that the daemon uses if the token has them, with what for.
+pub(super) const USED: [(MechanismType, &str); 2] = [
+    (MechanismType::RSA_PKCS_OAEP, "unwrap imported root keys"),
+    (MechanismType::RSA_PKCS_KEY_PAIR_GEN, "make import pairs"),
 ];

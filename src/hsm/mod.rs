@@ -7,13 +7,19 @@
 //! Root keys are handles here and never bytes.
 
 mod ffi;
+mod import;
+mod job;
 mod mechanism;
+mod oaep;
 mod object;
+mod pair;
+mod root_key;
 mod rv;
 mod supervisor;
 #[cfg(test)]
 mod tests;
 mod token;
+mod unwrapping;
 mod worker;
 
 use std::path::PathBuf;
@@ -30,8 +36,9 @@ use tokio::sync::{oneshot, watch};
 
 pub use token::{TokenInfo, make_token};
 
-use crate::domain::ObjectId;
+use crate::domain::{ImportAlgorithm, ObjectId, SealedMaterial};
 use crate::secret::Secret;
+use job::{Import, Job, Reply, Work};
 use supervisor::Control;
 use token::Token;
 
@@ -53,6 +60,16 @@ pub enum HsmError {
     /// The token works, and does not show the object.
     #[error("the HSM does not show the object")]
     Missing,
+    /// The key material does not unwrap, or into no AES key; which of the two, and
+    /// why, is not told.
+    #[error("the sealed key material cannot be unwrapped")]
+    Material,
+    /// The nonce was not sealed with the imported key.
+    #[error("the sealed nonce does not verify under the imported key")]
+    NonceUnverified,
+    /// The nonce was sealed with the imported key, and is another one.
+    #[error("the sealed nonce is not the nonce of the import")]
+    Nonce,
     /// The module refused, with this CK_RV.
     #[error("the HSM refused: {0:?}")]
     Refused(RvError),
@@ -76,6 +93,10 @@ pub struct Settings {
     /// Directory whose file system is synchronized after an object was made or
     /// destroyed: for SoftHSM, which does not do so itself.
     pub sync_directory: Option<PathBuf>,
+    /// Whether to take key material sealed with SHA-256 even if the token cannot
+    /// unwrap it: raw RSA in the token and the rest here, so that the key is in
+    /// our memory for a moment.
+    pub software_unwrap: bool,
 }
 
 /// An operation on a DEK, under one root key object.
@@ -129,42 +150,6 @@ pub struct Crypted {
     /// The DEK sealed; `None` if it was only opened. An error if it was opened
     /// and could not be sealed again.
     pub sealed: Option<Result<Sealed, HsmError>>,
-}
-
-/// One entry of the queue.
-struct Job {
-    work: Work,
-    deadline: Instant,
-}
-
-/// What a worker is asked to do, and where the answer goes.
-enum Work {
-    /// All of these, in order; each succeeds or fails alone.
-    Crypt(Vec<Crypt>, Reply<Vec<Result<Crypted, HsmError>>>),
-    /// Make a root key, prove that it is one, answer with its check value.
-    Generate(ObjectId, Reply<Sealed>),
-    /// Destroy a root key, and prove that it is gone.
-    Destroy(ObjectId, Reply<()>),
-    /// Make a key in the session, seal, open and compare; how long it took.
-    RoundTrip(Reply<Duration>),
-    /// Seal and open with the canary; whether that worked.
-    Probe(Sender<bool>),
-}
-
-type Reply<T> = oneshot::Sender<Result<T, HsmError>>;
-
-impl Job {
-    /// Answers that it was not done. A caller who no longer waits is no matter.
-    fn refuse(self, error: HsmError) {
-        match self.work {
-            Work::Crypt(_, reply) => drop(reply.send(Err(error))),
-            Work::Generate(_, reply) => drop(reply.send(Err(error))),
-            Work::Destroy(_, reply) => drop(reply.send(Err(error))),
-            Work::RoundTrip(reply) => drop(reply.send(Err(error))),
-            // The supervisor takes no answer for what it is.
-            Work::Probe(reply) => drop(reply),
-        }
-    }
 }
 
 /// Whether root keys can be used.
@@ -273,14 +258,61 @@ impl Hsm {
         self.run(deadline, |reply| Work::Generate(object, reply)).await
     }
 
-    /// Destroys the objects with this CKA_ID, if any, and makes sure that a new
-    /// session shows none. Only `service/reconcile.rs` calls this, for an object
+    /// Destroys the objects with this CKA_ID, of whatever class, if any, and makes
+    /// sure that a new session shows none. Only `service/reconcile.rs` calls this, for an object
     /// whose intent is durably in the stage Destroying.
     ///
     /// # Errors
     /// [`HsmError`]; the object may then still be there.
     pub async fn destroy(&self, object: ObjectId, deadline: Instant) -> Result<(), HsmError> {
         self.run(deadline, |reply| Work::Destroy(object, reply)).await
+    }
+
+    /// Makes an import pair (RSA-4096) with `object` as its CKA_ID; returns the DER
+    /// SubjectPublicKeyInfo of its public part. Takes seconds. It is durable and
+    /// reads back as it was asked for.
+    ///
+    /// # Errors
+    /// [`HsmError`]; there may then be a pair all the same, or be one later.
+    pub async fn generate_import_pair(
+        &self,
+        object: ObjectId,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, HsmError> {
+        self.run(deadline, |reply| Work::GenerateImportPair(object, reply)).await
+    }
+
+    /// Unwraps `material` with the import pair `pair` into a root key with `object`
+    /// as its CKA_ID, and makes sure that the key was used to seal `nonce`; returns
+    /// the check value. As of [`Hsm::generate`], it is durable and works.
+    ///
+    /// # Errors
+    /// [`HsmError`]; there may then be an object all the same, or be one later.
+    /// Among them [`HsmError::Missing`], if the token does not show the pair, and
+    /// [`HsmError::Refused`], if the algorithm is none of [`Hsm::import_algorithms`].
+    pub async fn import(
+        &self,
+        object: ObjectId,
+        pair: ObjectId,
+        material: SealedMaterial,
+        nonce: [u8; 12],
+        deadline: Instant,
+    ) -> Result<Sealed, HsmError> {
+        let import = Import { object, pair, material, nonce };
+        self.run(deadline, |reply| Work::Import(import, reply)).await
+    }
+
+    /// What key material can be imported, the best algorithm first. It was tried
+    /// with the token that is there now; empty while it is away or not tried yet.
+    pub fn import_algorithms(&self) -> Vec<ImportAlgorithm> {
+        let token = self.0.token.load();
+        let ways = token.as_ref().and_then(|token| token.ways.get());
+        ways.map(|ways| ways.algorithms().collect()).unwrap_or_default()
+    }
+
+    /// The import pairs that the token shows; `None` while it is away.
+    pub fn import_pairs(&self) -> Option<Vec<ObjectId>> {
+        self.0.token.load().as_ref().map(|token| token.pairs())
     }
 
     /// Opens a version's check value: whether the object is the key that it was.

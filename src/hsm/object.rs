@@ -1,9 +1,10 @@
-//! Root key objects in the token: template, find, make, destroy.
+//! Objects in the token: the kinds there are, the template of a root key, find,
+//! make, destroy.
 //!
 //! An object is found by its CKA_ID, once, when the token comes up; a request
 //! never searches. Template: `facts/hsm-and-grpc.md`, recommendation 7. WRAP
 //! beside DECRYPT would let a caller extract keys, so a root key has neither
-//! WRAP nor UNWRAP.
+//! WRAP nor UNWRAP. Import pairs: `pair.rs`.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,13 +22,49 @@ pub(super) const CHECK_AAD: &[u8] = b"check value of a root key";
 /// The plaintext of a check value.
 pub(super) const CHECK_TEXT: &[u8] = b"rootkeyd root key";
 
-/// Every root key object that the token shows. Of two objects with one CKA_ID
+/// What a handle of ours leads to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Kind {
+    /// A root key.
+    RootKey,
+    /// The private part of an import pair.
+    ImportPair,
+}
+
+/// Where a root key comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Origin {
+    /// The token made it: AES-256.
+    Generated,
+    /// A caller sent it: AES of any length, which the token finds out.
+    Imported,
+}
+
+impl Kind {
+    fn class(self) -> Attribute {
+        Attribute::Class(match self {
+            Self::RootKey => ObjectClass::SECRET_KEY,
+            Self::ImportPair => ObjectClass::PRIVATE_KEY,
+        })
+    }
+
+    /// The CKA_LABEL, by which our objects are told from others.
+    pub(super) fn label(self, object: ObjectId) -> Vec<u8> {
+        match self {
+            Self::RootKey => format!("rootkeyd {object}"),
+            Self::ImportPair => format!("rootkeyd import {object}"),
+        }
+        .into_bytes()
+    }
+}
+
+/// Every object of that kind that the token shows. Of two objects with one CKA_ID
 /// neither is used.
-pub(super) fn index(session: &Session) -> Result<HashMap<ObjectId, ObjectHandle>> {
+pub(super) fn index(session: &Session, kind: Kind) -> Result<HashMap<ObjectId, ObjectHandle>> {
     let mut index = HashMap::new();
     let mut doubled = Vec::new();
-    for handle in session.find_objects(&[CLASS, TOKEN])? {
-        let Some(id) = ours(session, handle)? else { continue };
+    for handle in session.find_objects(&[kind.class(), TOKEN])? {
+        let Some(id) = ours(session, kind, handle)? else { continue };
         if index.insert(id, handle).is_some() {
             tracing::error!(object = %id, "two objects in the token have one CKA_ID; not used");
             doubled.push(id);
@@ -39,52 +76,67 @@ pub(super) fn index(session: &Session) -> Result<HashMap<ObjectId, ObjectHandle>
     Ok(index)
 }
 
-/// The objects with that CKA_ID.
-pub(super) fn find(session: &Session, object: ObjectId) -> Result<Vec<ObjectHandle>> {
-    session.find_objects(&[CLASS, TOKEN, Attribute::Id(object.as_bytes().to_vec())])
-}
-
-/// The one object with that CKA_ID, if there is just one.
-pub(super) fn find_one(session: &Session, object: ObjectId) -> Result<Option<ObjectHandle>> {
-    let found = find(session, object)?;
+/// The one object of that kind with that CKA_ID, if there is just one.
+pub(super) fn find_one(
+    session: &Session,
+    kind: Kind,
+    object: ObjectId,
+) -> Result<Option<ObjectHandle>> {
+    let found = session.find_objects(&[kind.class(), TOKEN, id(object)])?;
     Ok(if let [handle] = found[..] { Some(handle) } else { None })
 }
 
-/// Makes a root key. A module that does not know CKA_ALLOWED_MECHANISMS says so
-/// in several ways, of which one, GENERAL_ERROR, SoftHSM also says when two keys
-/// are made at once: so the whole template is tried again before it is shortened.
+/// The objects of whatever class with that CKA_ID.
+pub(super) fn find_all(session: &Session, object: ObjectId) -> Result<Vec<ObjectHandle>> {
+    session.find_objects(&[TOKEN, id(object)])
+}
+
+/// Makes a root key.
 pub(super) fn generate(session: &Session, object: ObjectId) -> Result<()> {
-    let mut template = template(object);
-    for _ in 0..TRIES {
-        match session.generate_key(&MAKE_ROOT_KEY, &template) {
+    let mut template = template(object, Origin::Generated);
+    shortening(&mut template, TRIES, |template| {
+        session.generate_key(&MAKE_ROOT_KEY, template).map(|_handle| ())
+    })
+}
+
+/// Makes something with `template`. A module that does not know
+/// CKA_ALLOWED_MECHANISMS says so in several ways, of which one, GENERAL_ERROR,
+/// SoftHSM also says when two keys are made at once: so the whole template is
+/// tried again before it is shortened.
+pub(super) fn shortening<T>(
+    template: &mut Vec<Attribute>,
+    tries: usize,
+    make: impl Fn(&[Attribute]) -> Result<T>,
+) -> Result<T> {
+    for _ in 0..tries {
+        match make(template) {
             Err(Error::Pkcs11(RvError::GeneralError, _)) => std::thread::sleep(TRY_PAUSE),
             Err(Error::Pkcs11(
                 RvError::AttributeTypeInvalid | RvError::TemplateInconsistent,
                 _,
             )) => break,
-            made => return made.map(|_handle| ()),
+            made => return made,
         }
     }
     template.retain(|attribute| !matches!(attribute, Attribute::AllowedMechanisms(_)));
-    session.generate_key(&MAKE_ROOT_KEY, &template).map(|_handle| ())
+    make(template)
 }
 
-/// Whether the object reads back as [`generate`] asked for it.
+/// Whether the object reads back as it was `asked` for.
 pub(super) fn is_as_asked(
     session: &Session,
     handle: ObjectHandle,
-    object: ObjectId,
+    asked: &[Attribute],
 ) -> Result<bool> {
-    Ok(differences(session, handle, object)?.is_empty())
+    Ok(differences(session, handle, asked)?.is_empty())
 }
 
-/// Types of the attributes that read back otherwise than [`generate`] asked for.
+/// Types of the attributes that read back otherwise than they were `asked` for.
 pub(super) fn differences(
     session: &Session,
     handle: ObjectHandle,
-    object: ObjectId,
+    asked: &[Attribute],
 ) -> Result<Vec<AttributeType>> {
-    let asked = template(object);
     let types: Vec<_> = asked.iter().map(Attribute::attribute_type).collect();
     let read = session.get_attributes(handle, &types)?;
     // Left out where the module does not know it; then nothing is read back.
@@ -92,34 +144,43 @@ pub(super) fn differences(
         attribute.attribute_type() == AttributeType::AllowedMechanisms
             && !read.iter().any(|a| a.attribute_type() == AttributeType::AllowedMechanisms)
     };
-    let differs = asked.iter().filter(|asked| !read.contains(asked) && !may_lack(asked));
+    let is_read = |asked: &Attribute| read.iter().any(|read| is_same(read, asked));
+    let differs = asked.iter().filter(|asked| !is_read(asked) && !may_lack(asked));
     Ok(differs.map(Attribute::attribute_type).collect())
 }
 
-/// Destroys every object with that CKA_ID.
+/// CKA_ALLOWED_MECHANISMS is a set: SoftHSM gives it back in an order of its own.
+fn is_same(one: &Attribute, other: &Attribute) -> bool {
+    if let (Attribute::AllowedMechanisms(one), Attribute::AllowedMechanisms(other)) = (one, other) {
+        return one.len() == other.len() && one.iter().all(|mechanism| other.contains(mechanism));
+    }
+    one == other
+}
+
+/// Destroys every object with that CKA_ID, of whatever class.
 pub(super) fn destroy(session: &Session, object: ObjectId) -> Result<()> {
-    for handle in find(session, object)? {
+    for handle in find_all(session, object)? {
         session.destroy_object(handle)?;
     }
     Ok(())
 }
 
-/// The CKA_ID, if the object is one of our root keys.
-fn ours(session: &Session, handle: ObjectHandle) -> Result<Option<ObjectId>> {
+/// The CKA_ID, if the object is one of ours.
+fn ours(session: &Session, kind: Kind, handle: ObjectHandle) -> Result<Option<ObjectId>> {
     let read = session.get_attributes(handle, &[AttributeType::Label, AttributeType::Id])?;
     let [Attribute::Label(label), Attribute::Id(id)] = &read[..] else { return Ok(None) };
     let id: Option<[u8; 16]> = id.as_slice().try_into().ok();
-    Ok(id.map(ObjectId::from_bytes).filter(|id| *label == label_of(*id)))
+    Ok(id.map(ObjectId::from_bytes).filter(|id| *label == kind.label(*id)))
 }
 
-fn template(object: ObjectId) -> Vec<Attribute> {
-    vec![
-        CLASS,
+/// What a root key is asked to be.
+pub(super) fn template(object: ObjectId, origin: Origin) -> Vec<Attribute> {
+    let mut template = vec![
+        Kind::RootKey.class(),
         TOKEN,
         Attribute::KeyType(KeyType::AES),
-        Attribute::ValueLen(32.into()),
-        Attribute::Id(object.as_bytes().to_vec()),
-        Attribute::Label(label_of(object)),
+        id(object),
+        Attribute::Label(Kind::RootKey.label(object)),
         Attribute::Private(true),
         Attribute::Sensitive(true),
         Attribute::Encrypt(true),
@@ -131,15 +192,21 @@ fn template(object: ObjectId) -> Vec<Attribute> {
         Attribute::Sign(false),
         Attribute::Verify(false),
         Attribute::AllowedMechanisms(vec![SEAL]),
-    ]
+    ];
+    match origin {
+        Origin::Generated => template.push(Attribute::ValueLen(32.into())),
+        Origin::Imported => {}
+    }
+    template
 }
 
-fn label_of(object: ObjectId) -> Vec<u8> {
-    format!("rootkeyd {object}").into_bytes()
+/// The CKA_ID.
+pub(super) fn id(object: ObjectId) -> Attribute {
+    Attribute::Id(object.as_bytes().to_vec())
 }
 
+/// An object of the token, and not of the session.
+pub(super) const TOKEN: Attribute = Attribute::Token(true);
 /// How often to try the whole template, and how long to wait in between.
-const TRIES: usize = 10;
+pub(super) const TRIES: usize = 10;
 const TRY_PAUSE: Duration = Duration::from_millis(10);
-const CLASS: Attribute = Attribute::Class(ObjectClass::SECRET_KEY);
-const TOKEN: Attribute = Attribute::Token(true);

@@ -10,10 +10,11 @@ use cryptoki_sys::CKR_AEAD_DECRYPT_FAILED;
 /// What a CK_RV means for the job, and what to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Verdict {
-    /// The ciphertext does not verify.
+    /// The ciphertext, or the wrapped key, does not verify.
     Unverified,
     /// The ciphertext does not verify, or the module is in trouble: SoftHSM says
-    /// the same of both. A round trip with the same key tells them apart.
+    /// the same of both. A round trip tells them apart: with the same key, or with
+    /// the canary if the key only unwraps.
     Ambiguous,
     /// The session is of no use; another one may be.
     Session,
@@ -50,11 +51,13 @@ pub(super) fn verdict_of(error: &Error) -> Verdict {
 }
 
 /// What is not here is [`Verdict::Refused`].
-const TABLE: [(RvError, Verdict); 30] = [
+const TABLE: [(RvError, Verdict); 34] = [
     (RvError::EncryptedDataInvalid, Verdict::Unverified),
     (RvError::EncryptedDataLenRange, Verdict::Unverified),
     (RvError::UnknownErrorCode(CKR_AEAD_DECRYPT_FAILED), Verdict::Unverified),
     (RvError::SignatureInvalid, Verdict::Unverified),
+    (RvError::WrappedKeyInvalid, Verdict::Unverified),
+    (RvError::WrappedKeyLenRange, Verdict::Unverified),
     (RvError::GeneralError, Verdict::Ambiguous),
     (RvError::FunctionFailed, Verdict::Ambiguous),
     (RvError::OperationActive, Verdict::Session),
@@ -70,6 +73,8 @@ const TABLE: [(RvError, Verdict); 30] = [
     // SoftHSM says so of an object that another thread reads anew.
     (RvError::KeyFunctionNotPermitted, Verdict::Object),
     (RvError::KeyTypeInconsistent, Verdict::Object),
+    (RvError::UnwrappingKeyHandleInvalid, Verdict::Object),
+    (RvError::UnwrappingKeyTypeInconsistent, Verdict::Object),
     (RvError::UserNotLoggedIn, Verdict::Module),
     (RvError::PinExpired, Verdict::Module),
     (RvError::SlotIdInvalid, Verdict::Module),
@@ -99,7 +104,7 @@ mod tests {
     fn only_errors_about_the_ciphertext_say_that_it_does_not_verify() {
         let unverified: Vec<_> =
             TABLE.iter().filter(|(_, verdict)| *verdict == Verdict::Unverified).collect();
-        assert_eq!(unverified.len(), 4);
+        assert_eq!(unverified.len(), 6);
         assert_eq!(verdict(RvError::GeneralError), Verdict::Ambiguous);
         assert_eq!(verdict(RvError::DeviceRemoved), Verdict::Module);
         assert_eq!(verdict(RvError::MechanismInvalid), Verdict::Refused);

@@ -15,9 +15,11 @@ use cryptoki::context::Pkcs11;
 use cryptoki::session::Session;
 use tokio::sync::watch;
 
+use super::job::{Job, Work};
+use super::object::Kind;
 use super::token::{self, Problem, Token};
 use super::worker::{Activity, Never, Worker};
-use super::{Health, HsmError, Job, Settings, Work, object};
+use super::{Health, HsmError, Settings, object};
 use crate::domain::ObjectId;
 
 /// What the supervisor is told.
@@ -111,6 +113,7 @@ impl Supervisor {
         self.token.store(Some(Arc::clone(&up.token)));
         tracing::info!(generation, objects = up.token.objects().len(), "the HSM is ready");
         self.tell.send_replace(Health::Ready { generation });
+        self.try_unwrapping(&up);
         Ok(up)
     }
 
@@ -121,9 +124,9 @@ impl Supervisor {
         token: Token,
         session: Session,
     ) -> Result<Up, Problem> {
-        if token.handle(CANARY).is_none() {
+        if token.handle(Kind::RootKey, CANARY).is_none() {
             object::generate(&session, CANARY)?;
-            token.note(CANARY, object::find_one(&session, CANARY)?);
+            token.note(Kind::RootKey, CANARY, object::find_one(&session, Kind::RootKey, CANARY)?);
         }
         let token = Arc::new(token);
         let (stop, stopped) = crossbeam_channel::bounded(0);
@@ -168,10 +171,11 @@ impl Supervisor {
                 Ok(Control::Lost { .. }) => {}
                 Err(RecvTimeoutError::Timeout) => {
                     self.replace_stuck(up);
-                    if !self.answers() {
+                    if !self.answers(up) {
                         tracing::error!("the HSM does not answer the probe");
                         return Next::Again;
                     }
+                    self.try_unwrapping(up);
                 }
             }
         }
@@ -194,15 +198,27 @@ impl Supervisor {
         }
     }
 
+    /// Has a worker try what key material the token unwraps, unless that is known.
+    /// A full queue is no matter: the next time will do.
+    fn try_unwrapping(&self, up: &Up) {
+        if up.token.ways.get().is_none() {
+            let deadline = Instant::now() + PROBE_PATIENCE;
+            drop(self.ask.try_send(Job { work: Work::TryUnwrapping, deadline }));
+        }
+    }
+
     /// Whether a worker does what it is asked. While jobs wait they show it.
-    fn answers(&self) -> bool {
+    fn answers(&self, up: &Up) -> bool {
         if !self.jobs.is_empty() {
             return true;
         }
         let (reply, answer) = crossbeam_channel::bounded(1);
         let deadline = Instant::now() + PROBE_PATIENCE;
         match self.ask.try_send(Job { work: Work::Probe(reply), deadline }) {
-            Ok(()) => answer.recv_timeout(PROBE_PATIENCE) == Ok(true),
+            Ok(()) => answer.recv_timeout(PROBE_PATIENCE).unwrap_or_else(|_no_answer| {
+                // All may be making import pairs; `replace_stuck` looks after those.
+                up.workers.iter().any(|hand| hand.activity.is_slow())
+            }),
             // Full: jobs wait after all.
             Err(_full) => true,
         }

@@ -11,12 +11,23 @@ use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, ObjectClass};
 use uuid::Uuid;
 
+use super::object::{Kind, Origin};
 use super::*;
 
-/// Runs the test `name` with a token in a new directory.
+/// Runs the test `name` of this file with a token in a new directory.
 fn with_token(name: &str, test: impl AsyncFnOnce(Hsm)) {
+    run_with_token(&format!("hsm::tests::{name}"), |_as_they_are| (), test);
+}
+
+/// Runs the test with that path and with those changes to the settings.
+pub(super) fn run_with_token(
+    path: &str,
+    change: impl FnOnce(&mut Settings),
+    test: impl AsyncFnOnce(Hsm),
+) {
     if let Some(directory) = std::env::var_os(DIRECTORY) {
-        let settings = settings(Path::new(&directory));
+        let mut settings = settings(Path::new(&directory));
+        change(&mut settings);
         let pin = Secret::new(b"1234567890".to_vec());
         fs::write(&settings.pin_file, pin.expose()).unwrap();
         make_token(&settings.module, &settings.token_label, &pin).unwrap();
@@ -40,7 +51,7 @@ fn with_token(name: &str, test: impl AsyncFnOnce(Hsm)) {
     let conf = directory.path().join("softhsm2.conf");
     fs::write(&conf, format!("directories.tokendir = {}\n", tokens.display())).unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("hsm::tests::{name}"), "--nocapture"])
+        .args(["--exact", path, "--nocapture"])
         .env("SOFTHSM2_CONF", &conf)
         .env(DIRECTORY, directory.path())
         .output()
@@ -63,10 +74,11 @@ fn settings(directory: &Path) -> Settings {
         queue: 8,
         stuck_after: Duration::from_secs(60),
         sync_directory: Some(directory.join("tokens")),
+        software_unwrap: false,
     }
 }
 
-fn soon() -> Instant {
+pub(super) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
@@ -76,15 +88,15 @@ async fn new_key(hsm: &Hsm) -> ObjectId {
     object
 }
 
-async fn one(hsm: &Hsm, item: Crypt) -> Result<Crypted, HsmError> {
+pub(super) async fn one(hsm: &Hsm, item: Crypt) -> Result<Crypted, HsmError> {
     hsm.crypt(vec![item], soon()).await?.pop().unwrap()
 }
 
-fn seal(object: ObjectId, dek: &[u8]) -> Crypt {
+pub(super) fn seal(object: ObjectId, dek: &[u8]) -> Crypt {
     Crypt::Seal { object, aad: b"aad".to_vec(), dek: Secret::new(dek.to_vec()) }
 }
 
-fn open(object: ObjectId, sealed: &Sealed) -> Crypt {
+pub(super) fn open(object: ObjectId, sealed: &Sealed) -> Crypt {
     Crypt::Open { object, aad: b"aad".to_vec(), sealed: sealed.clone(), reseal: None }
 }
 
@@ -95,8 +107,9 @@ fn a_root_key_never_leaves_the_token_and_does_nothing_but_gcm() {
         let object = new_key(&hsm).await;
         let token = hsm.0.token.load_full().unwrap();
         let session = token.session().unwrap();
-        let handle = token.handle(object).unwrap();
-        assert!(super::object::is_as_asked(&session, handle, object).unwrap());
+        let handle = token.handle(Kind::RootKey, object).unwrap();
+        let asked = super::object::template(object, Origin::Generated);
+        assert!(super::object::is_as_asked(&session, handle, &asked).unwrap());
 
         let read = session.get_attributes(handle, &[AttributeType::Value]).unwrap();
         assert!(read.is_empty(), "the token shows the root key");
@@ -217,7 +230,7 @@ fn two_objects_with_one_id_are_neither_used_nor_taken_for_a_new_key() {
         let object = new_key(&hsm).await;
         assert_eq!(hsm.generate(object, soon()).await, Err(HsmError::Missing));
         let session = hsm.0.token.load_full().unwrap().session().unwrap();
-        assert!(!super::object::index(&session).unwrap().contains_key(&object));
+        assert!(!super::object::index(&session, Kind::RootKey).unwrap().contains_key(&object));
     });
 }
 

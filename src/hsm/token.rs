@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -19,7 +20,10 @@ use parking_lot::RwLock;
 use thiserror::Error;
 
 use super::ffi::Functions;
+use super::object::Kind;
+use super::pair::Decrypts;
 use super::supervisor::CANARY;
+use super::unwrapping::Ways;
 use super::{Settings, mechanism, object};
 use crate::domain::ObjectId;
 use crate::secret::Secret;
@@ -62,15 +66,22 @@ pub struct TokenInfo {
     pub mechanisms: Vec<(String, Option<&'static str>)>,
 }
 
-/// A token that is logged in to, with the handles of its root keys. Lives until
+/// A token that is logged in to, with the handles of its objects. Lives until
 /// the module is finalized.
 pub(super) struct Token {
     pub(super) info: TokenInfo,
     pub(super) functions: Functions,
+    /// How it unwraps key material; empty until that has been tried.
+    pub(super) ways: OnceLock<Ways>,
+    /// What import pairs may do at most.
+    pub(super) decrypts: Decrypts,
     module: Pkcs11,
     slot: Slot,
-    handles: RwLock<HashMap<ObjectId, ObjectHandle>>,
+    root_keys: Handles,
+    import_pairs: Handles,
 }
+
+type Handles = RwLock<HashMap<ObjectId, ObjectHandle>>;
 
 impl Token {
     /// Initializes the module, logs in and indexes the root keys. The session
@@ -86,13 +97,22 @@ impl Token {
         }
         let session = module.open_rw_session(slot)?;
         log_in(&session, &settings.pin_file)?;
-        let handles = object::index(&session)?;
+        let index = |kind| object::index(&session, kind).map(RwLock::new);
+        let (root_keys, import_pairs) = (index(Kind::RootKey)?, index(Kind::ImportPair)?);
         let name = || settings.module.display().to_string();
         let functions = Functions::load(&settings.module)
             .ok_or_else(|| Problem::Functions { module: name() })?;
         let info = describe(module, slot, &mechanisms)?;
-        let token =
-            Self { info, functions, module: module.clone(), slot, handles: RwLock::new(handles) };
+        let token = Self {
+            info,
+            functions,
+            ways: OnceLock::new(),
+            decrypts: if settings.software_unwrap { Decrypts::Raw } else { Decrypts::No },
+            module: module.clone(),
+            slot,
+            root_keys,
+            import_pairs,
+        };
         Ok((token, session))
     }
 
@@ -101,23 +121,35 @@ impl Token {
         self.module.open_rw_session(self.slot)
     }
 
-    /// The handle of a root key, if the token shows it.
-    pub(super) fn handle(&self, object: ObjectId) -> Option<ObjectHandle> {
-        self.handles.read().get(&object).copied()
+    /// The handle of an object, if the token shows it.
+    pub(super) fn handle(&self, kind: Kind, object: ObjectId) -> Option<ObjectHandle> {
+        self.handles(kind).read().get(&object).copied()
     }
 
     /// The root keys that the token shows, without the canary.
     pub(super) fn objects(&self) -> Vec<ObjectId> {
-        self.handles.read().keys().copied().filter(|id| *id != CANARY).collect()
+        self.root_keys.read().keys().copied().filter(|id| *id != CANARY).collect()
     }
 
-    /// Notes where a root key is now, or that it is nowhere.
-    pub(super) fn note(&self, object: ObjectId, handle: Option<ObjectHandle>) {
-        let mut handles = self.handles.write();
+    /// The import pairs that the token shows.
+    pub(super) fn pairs(&self) -> Vec<ObjectId> {
+        self.import_pairs.read().keys().copied().collect()
+    }
+
+    /// Notes where an object is now, or that it is nowhere.
+    pub(super) fn note(&self, kind: Kind, object: ObjectId, handle: Option<ObjectHandle>) {
+        let mut handles = self.handles(kind).write();
         match handle {
             Some(handle) => handles.insert(object, handle),
             None => handles.remove(&object),
         };
+    }
+
+    fn handles(&self, kind: Kind) -> &Handles {
+        match kind {
+            Kind::RootKey => &self.root_keys,
+            Kind::ImportPair => &self.import_pairs,
+        }
     }
 }
 
@@ -229,7 +261,8 @@ fn describe(
 ) -> Result<TokenInfo, Problem> {
     let library = module.get_library_info()?;
     let used_for = |mechanism: &MechanismType| {
-        let row = mechanism::NEEDED.iter().find(|(needed, _)| needed == mechanism);
+        let mut rows = mechanism::NEEDED.iter().chain(&mechanism::USED);
+        let row = rows.find(|(needed, _)| needed == mechanism);
         row.map(|(_, used_for)| *used_for)
     };
     let mechanisms =

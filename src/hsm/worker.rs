@@ -17,27 +17,30 @@ use cryptoki::session::Session;
 use parking_lot::Mutex;
 
 use super::ffi::Functions;
+use super::job::{Job, Reply, Work};
 use super::mechanism::{IV_BYTES, MAKE_ROOT_KEY};
-use super::object::{self, CHECK_AAD, CHECK_TEXT};
+use super::object::{self, CHECK_AAD, CHECK_TEXT, Kind};
+use super::root_key::patiently;
 use super::rv::{Verdict, verdict, verdict_of};
 use super::supervisor::CANARY;
 use super::token::Token;
-use super::{Crypt, Crypted, HsmError, Job, Sealed, Work};
+use super::{Crypt, Crypted, HsmError, Sealed};
 use crate::domain::ObjectId;
 use crate::secret::Secret;
 
 /// Runs jobs in a session of its own.
 pub(super) struct Worker {
-    token: Arc<Token>,
-    session: Session,
-    sync_directory: Option<PathBuf>,
+    pub(super) token: Arc<Token>,
+    pub(super) session: Session,
+    pub(super) sync_directory: Option<PathBuf>,
     activity: Arc<Activity>,
 }
 
 /// What a worker is at, for the supervisor to see.
 #[derive(Default)]
 pub(super) struct Activity {
-    began: Mutex<Option<Instant>>,
+    /// When its job began, and how much longer than others that may take.
+    began: Mutex<Option<(Instant, Duration)>>,
     /// It was given up: if it ever comes back from its job, it ends.
     fenced: AtomicBool,
 }
@@ -45,7 +48,12 @@ pub(super) struct Activity {
 impl Activity {
     /// Whether its job has taken longer than `limit`.
     pub(super) fn is_stuck(&self, limit: Duration) -> bool {
-        self.began.lock().is_some_and(|began| began.elapsed() > limit)
+        self.began.lock().is_some_and(|(began, allowance)| began.elapsed() > limit + allowance)
+    }
+
+    /// Whether its job takes long by its nature.
+    pub(super) fn is_slow(&self) -> bool {
+        self.began.lock().is_some_and(|(_, allowance)| !allowance.is_zero())
     }
 
     /// Gives the worker up; whether it was not given up already.
@@ -63,7 +71,7 @@ impl Activity {
 pub(super) struct Lost(String);
 
 /// Why a piece of work was not done.
-enum Failure {
+pub(super) enum Failure {
     /// That is the answer.
     Answer(HsmError),
     /// The token cannot be used, for anything.
@@ -97,7 +105,7 @@ impl Worker {
                 job.refuse(HsmError::Deadline);
                 continue;
             }
-            *self.activity.began.lock() = Some(Instant::now());
+            *self.activity.began.lock() = Some((Instant::now(), job.work.allowance()));
             let worked = self.work(job.work);
             *self.activity.began.lock() = None;
             worked?;
@@ -115,18 +123,22 @@ impl Worker {
                 lost.map_or(Ok(()), Err)
             }
             Work::Generate(object, reply) => answer(reply, self.generate(object)),
+            Work::GenerateImportPair(object, reply) => {
+                answer(reply, self.generate_import_pair(object))
+            }
+            Work::Import(import, reply) => answer(reply, self.import(&import)),
             Work::Destroy(object, reply) => answer(reply, self.destroy(object)),
             Work::RoundTrip(reply) => {
                 let began = Instant::now();
                 answer(reply, self.round_trip().map(|()| began.elapsed()))
             }
             Work::Probe(reply) => {
-                let key = self.token.handle(CANARY);
-                let proven = key.map(|key| prove(&self.token.functions, &self.session, key));
+                let proven = self.prove_canary();
                 // Err: the supervisor waits no longer.
-                let _ = reply.try_send(matches!(proven, Some(Ok(()))));
+                let _ = reply.try_send(proven.is_ok());
                 Ok(())
             }
+            Work::TryUnwrapping => self.try_unwrapping(),
         }
     }
 
@@ -176,92 +188,73 @@ impl Worker {
         }
     }
 
-    fn seal(&mut self, object: ObjectId, aad: &[u8], dek: &[u8]) -> Result<Sealed, Failure> {
+    pub(super) fn seal(
+        &mut self,
+        object: ObjectId,
+        aad: &[u8],
+        dek: &[u8],
+    ) -> Result<Sealed, Failure> {
         let mut iv = [0; IV_BYTES];
         if getrandom::fill(&mut iv).is_err() {
             return Err(Failure::Answer(HsmError::Unavailable));
         }
-        let bytes = self.with(object, HsmError::Unavailable, |functions, session, key| {
-            functions.seal(session, key, &iv, aad, dek)
-        })?;
+        let bytes =
+            self.with(Kind::RootKey, object, HsmError::Unavailable, |functions, session, key| {
+                functions.seal(session, key, &iv, aad, dek)
+            })?;
         Ok(Sealed { iv, bytes })
     }
 
-    fn open(&mut self, object: ObjectId, aad: &[u8], sealed: &Sealed) -> Result<Secret, Failure> {
-        self.with(object, HsmError::Unverified, |functions, session, key| {
+    pub(super) fn open(
+        &mut self,
+        object: ObjectId,
+        aad: &[u8],
+        sealed: &Sealed,
+    ) -> Result<Secret, Failure> {
+        self.with(Kind::RootKey, object, HsmError::Unverified, |functions, session, key| {
             functions.open(session, key, &sealed.iv, aad, &sealed.bytes)
         })
     }
 
     /// Runs `operation` with the handle of `object`, and does what the table says
-    /// about an error. `ambiguous` is the answer if the error can mean two things
-    /// and the token is found to work.
-    fn with<T>(
+    /// about an error. `unverified` is the answer if the input does not verify, also
+    /// if the error can mean two things and the token is found to work.
+    pub(super) fn with<T>(
         &mut self,
+        kind: Kind,
         object: ObjectId,
-        ambiguous: HsmError,
+        unverified: HsmError,
         operation: impl Fn(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
     ) -> Result<T, Failure> {
-        let key = self.token.handle(object).ok_or(Failure::Answer(HsmError::Missing))?;
+        let key = self.token.handle(kind, object).ok_or(Failure::Answer(HsmError::Missing))?;
         let rv = match operation(&self.token.functions, &self.session, key) {
             Ok(done) => return Ok(done),
             Err(rv) => rv,
         };
         self.reopen()?;
         let again = match verdict(rv) {
-            Verdict::Unverified => return Err(Failure::Answer(HsmError::Unverified)),
+            Verdict::Unverified => return Err(Failure::Answer(unverified)),
             Verdict::Refused => return Err(Failure::Answer(HsmError::Refused(rv))),
             Verdict::Module => return Err(lost(&rv)),
             Verdict::Ambiguous => {
-                prove(&self.token.functions, &self.session, key).map_err(|rv| lost(&rv))?;
-                return Err(Failure::Answer(ambiguous));
+                let proven = match kind {
+                    Kind::RootKey => prove(&self.token.functions, &self.session, key),
+                    // It seals nothing, so that it cannot be tried itself.
+                    Kind::ImportPair => self.prove_canary(),
+                };
+                proven.map_err(|rv| lost(&rv))?;
+                return Err(Failure::Answer(unverified));
             }
             Verdict::Session => key,
             Verdict::Object => {
-                let found = patiently(|| object::find_one(&self.session, object));
+                let found = patiently(|| object::find_one(&self.session, kind, object));
                 // Not there: the module comes up anew, and its index decides.
                 let found = found.map_err(|e| lost(&e))?.ok_or_else(|| lost(&rv))?;
-                self.token.note(object, Some(found));
+                self.token.note(kind, object, Some(found));
                 found
             }
         };
         operation(&self.token.functions, &self.session, again).map_err(|rv| lost(&rv))
-    }
-
-    fn generate(&mut self, object: ObjectId) -> Result<Sealed, Failure> {
-        object::generate(&self.session, object).map_err(|error| self.failed(&error))?;
-        let fresh = self.token.session().map_err(|error| self.failed(&error))?;
-        let found = patiently(|| object::find_one(&fresh, object));
-        let found = found.map_err(|error| self.failed(&error))?;
-        let handle = found.ok_or(Failure::Answer(HsmError::Missing))?;
-        let as_asked = patiently(|| Ok(object::is_as_asked(&fresh, handle, object)?.then_some(())));
-        if as_asked.map_err(|error| self.failed(&error))?.is_none() {
-            let differs = object::differences(&fresh, handle, object);
-            tracing::error!(%object, ?differs, "the token made another key than was asked for");
-            return Err(Failure::Answer(HsmError::Refused(RvError::TemplateInconsistent)));
-        }
-        self.synchronize()?;
-        self.token.note(object, Some(handle));
-        let check_value = self.seal(object, CHECK_AAD, CHECK_TEXT)?;
-        let opened = self.open(object, CHECK_AAD, &check_value)?;
-        if opened.expose() == CHECK_TEXT {
-            return Ok(check_value);
-        }
-        tracing::error!(%object, "the new key does not open what it sealed");
-        Err(Failure::Answer(HsmError::Refused(RvError::FunctionFailed)))
-    }
-
-    fn destroy(&mut self, object: ObjectId) -> Result<(), Failure> {
-        self.token.note(object, None);
-        object::destroy(&self.session, object).map_err(|error| self.failed(&error))?;
-        self.synchronize()?;
-        let fresh = self.token.session().map_err(|error| self.failed(&error))?;
-        let left = object::find(&fresh, object).map_err(|error| self.failed(&error))?;
-        if left.is_empty() {
-            return Ok(());
-        }
-        tracing::error!(%object, "the token still shows the object that it destroyed");
-        Err(Failure::Answer(HsmError::Unavailable))
     }
 
     fn round_trip(&mut self) -> Result<(), Failure> {
@@ -281,8 +274,14 @@ impl Worker {
         self.session.destroy_object(key).map_err(|error| self.failed(&error))
     }
 
+    /// Whether token and session work.
+    pub(super) fn prove_canary(&self) -> Result<(), RvError> {
+        let canary = self.token.handle(Kind::RootKey, CANARY);
+        prove(&self.token.functions, &self.session, canary.ok_or(RvError::ObjectHandleInvalid)?)
+    }
+
     /// What an error of a call other than seal and open comes to.
-    fn failed(&mut self, error: &Error) -> Failure {
+    pub(super) fn failed(&mut self, error: &Error) -> Failure {
         tracing::warn!(%error, "the module refused");
         if let Err(lost) = self.reopen() {
             return lost;
@@ -306,32 +305,14 @@ impl Worker {
         self.session = self.token.session().map_err(|error| lost(&error))?;
         Ok(())
     }
-
-    fn synchronize(&self) -> Result<(), Failure> {
-        let Some(directory) = &self.sync_directory else { return Ok(()) };
-        let synchronized =
-            std::fs::File::open(directory).and_then(|directory| Ok(rustix::fs::syncfs(directory)?));
-        synchronized.map_err(|error| {
-            tracing::error!(%error, "the token's directory cannot be synchronized");
-            Failure::Answer(HsmError::Unavailable)
-        })
-    }
-}
-
-/// Looks a few times. SoftHSM reads its objects anew when others are made or
-/// destroyed, and meanwhile shows one without its attributes, or not at all.
-fn patiently<T>(mut look: impl FnMut() -> Result<Option<T>, Error>) -> Result<Option<T>, Error> {
-    for _ in 1..LOOKS {
-        if let Ok(Some(found)) = look() {
-            return Ok(Some(found));
-        }
-        std::thread::sleep(LOOK_PAUSE);
-    }
-    look()
 }
 
 /// Seals and opens with `key`: whether token, session and key work.
-fn prove(functions: &Functions, session: &Session, key: ObjectHandle) -> Result<(), RvError> {
+pub(super) fn prove(
+    functions: &Functions,
+    session: &Session,
+    key: ObjectHandle,
+) -> Result<(), RvError> {
     let mut iv = [0; IV_BYTES];
     getrandom::fill(&mut iv).map_err(|_no_random| RvError::RandomNoRng)?;
     let sealed = functions.seal(session, key, &iv, CHECK_AAD, CHECK_TEXT)?;
@@ -339,11 +320,7 @@ fn prove(functions: &Functions, session: &Session, key: ObjectHandle) -> Result<
     if opened.expose() == CHECK_TEXT { Ok(()) } else { Err(RvError::FunctionFailed) }
 }
 
-/// How often to look for what should be there, and how long to wait in between.
-const LOOKS: usize = 10;
-const LOOK_PAUSE: Duration = Duration::from_millis(5);
-
-fn answer<T>(reply: super::Reply<T>, result: Result<T, Failure>) -> Result<(), Lost> {
+fn answer<T>(reply: Reply<T>, result: Result<T, Failure>) -> Result<(), Lost> {
     let (result, lost) = match result {
         Ok(done) => (Ok(done), Ok(())),
         Err(Failure::Answer(error)) => (Err(error), Ok(())),
@@ -354,7 +331,7 @@ fn answer<T>(reply: super::Reply<T>, result: Result<T, Failure>) -> Result<(), L
     lost
 }
 
-fn lost(why: &dyn std::fmt::Display) -> Failure {
+pub(super) fn lost(why: &dyn std::fmt::Display) -> Failure {
     Failure::Lost(Lost(why.to_string()))
 }
 

@@ -1,0 +1,86 @@
+//! The jobs that the queue holds: plain data, and where the answer goes.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use tokio::sync::oneshot;
+
+use super::{Crypt, Crypted, HsmError, Sealed};
+use crate::domain::{ObjectId, SealedMaterial};
+
+/// One entry of the queue.
+pub(super) struct Job {
+    pub(super) work: Work,
+    pub(super) deadline: Instant,
+}
+
+/// What a worker is asked to do, and where the answer goes.
+pub(super) enum Work {
+    /// All of these, in order; each succeeds or fails alone.
+    Crypt(Vec<Crypt>, Reply<Vec<Result<Crypted, HsmError>>>),
+    /// Make a root key, prove that it is one, answer with its check value.
+    Generate(ObjectId, Reply<Sealed>),
+    /// Make an import pair, answer with the SubjectPublicKeyInfo.
+    GenerateImportPair(ObjectId, Reply<Vec<u8>>),
+    /// Unwrap key material into a root key, prove that it is the one meant,
+    /// answer with its check value.
+    Import(Import, Reply<Sealed>),
+    /// Destroy a root key or an import pair, and prove that it is gone.
+    Destroy(ObjectId, Reply<()>),
+    /// Make a key in the session, seal, open and compare; how long it took.
+    RoundTrip(Reply<Duration>),
+    /// Seal and open with the canary; whether that worked.
+    Probe(Sender<bool>),
+    /// Find out what key material the token unwraps, and note it.
+    TryUnwrapping,
+}
+
+/// Key material, and what to make of it.
+pub(super) struct Import {
+    /// CKA_ID of the root key to be.
+    pub(super) object: ObjectId,
+    /// The import pair that the material is sealed to.
+    pub(super) pair: ObjectId,
+    pub(super) material: SealedMaterial,
+    /// What the sealed nonce must open to.
+    pub(super) nonce: [u8; 12],
+}
+
+impl Work {
+    /// How much longer than other work it may take before its worker is taken
+    /// for stuck.
+    pub(super) const fn allowance(&self) -> Duration {
+        match self {
+            Self::GenerateImportPair(..) | Self::TryUnwrapping => PAIR_ALLOWANCE,
+            Self::Crypt(..)
+            | Self::Generate(..)
+            | Self::Import(..)
+            | Self::Destroy(..)
+            | Self::RoundTrip(_)
+            | Self::Probe(_) => Duration::ZERO,
+        }
+    }
+}
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, HsmError>>;
+
+impl Job {
+    /// Answers that it was not done. A caller who no longer waits is no matter.
+    pub(super) fn refuse(self, error: HsmError) {
+        match self.work {
+            Work::Crypt(_, reply) => drop(reply.send(Err(error))),
+            Work::Generate(_, reply) | Work::Import(_, reply) => drop(reply.send(Err(error))),
+            Work::GenerateImportPair(_, reply) => drop(reply.send(Err(error))),
+            Work::Destroy(_, reply) => drop(reply.send(Err(error))),
+            Work::RoundTrip(reply) => drop(reply.send(Err(error))),
+            // The supervisor takes no answer for what it is.
+            Work::Probe(reply) => drop(reply),
+            // The supervisor asks again.
+            Work::TryUnwrapping => {}
+        }
+    }
+}
+
+/// The search for the primes of RSA-4096 takes a second or two, and on a busy
+/// machine, with bad luck, much longer.
+const PAIR_ALLOWANCE: Duration = Duration::from_secs(60);
