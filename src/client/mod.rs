@@ -22,7 +22,10 @@ use tonic::{
 pub use self::refusal::{Chain, Refusal};
 use crate::api::pb::{
     admin_service_client::AdminServiceClient, audit_service_client::AuditServiceClient,
-    crypto_service_client::CryptoServiceClient, key_service_client::KeyServiceClient,
+    crypto_service_client::CryptoServiceClient, import_service_client::ImportServiceClient,
+    instance_service_client::InstanceServiceClient, key_ring_service_client::KeyRingServiceClient,
+    key_service_client::KeyServiceClient, policy_service_client::PolicyServiceClient,
+    registration_service_client::RegistrationServiceClient,
 };
 
 /// Where the daemon is, which instance is meant, and as whom to connect.
@@ -136,6 +139,34 @@ impl Client {
         KeyServiceClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
+    /// Key rings.
+    pub fn rings(&self) -> KeyRingServiceClient<Transport> {
+        KeyRingServiceClient::new(self.transport.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Import tokens.
+    pub fn import(&self) -> ImportServiceClient<Transport> {
+        ImportServiceClient::new(self.transport.clone())
+    }
+
+    /// The policies of an instance.
+    pub fn policies(&self) -> PolicyServiceClient<Transport> {
+        PolicyServiceClient::new(self.transport.clone())
+    }
+
+    /// Which resource is protected by which root key.
+    pub fn registrations(&self) -> RegistrationServiceClient<Transport> {
+        RegistrationServiceClient::new(self.transport.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// The instances of the daemon.
+    pub fn instances(&self) -> InstanceServiceClient<Transport> {
+        InstanceServiceClient::new(self.transport.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
     /// The audit log.
     pub fn audit(&self) -> AuditServiceClient<Transport> {
         AuditServiceClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -154,12 +185,35 @@ impl Client {
     /// The name of a key that is given as a UUID, an alias or a full name. The
     /// daemon says whether it is one.
     pub fn key_name(&self, key: &str) -> String {
-        if key.starts_with("instances/") {
-            key.to_owned()
-        } else {
-            format!("{}/keys/{key}", self.parent())
-        }
+        full_name(key, || format!("{}/keys/{key}", self.parent()))
     }
+
+    /// The name of a key ring that is given by its last part or a full name.
+    pub fn ring_name(&self, ring: &str) -> String {
+        full_name(ring, || format!("{}/keyRings/{ring}", self.parent()))
+    }
+
+    /// The name of a registration that is given as `KEY/UUID` or a full name.
+    pub fn registration_name(&self, registration: &str) -> String {
+        full_name(registration, || match registration.rsplit_once('/') {
+            Some((key, id)) => format!("{}/registrations/{id}", self.key_name(key)),
+            None => registration.to_owned(),
+        })
+    }
+
+    /// The name of the import token of the instance that is configured.
+    pub fn import_token_name(&self) -> String {
+        format!("{}/importToken", self.parent())
+    }
+}
+
+/// The name of an instance that is given by its last part or a full name.
+pub fn instance_name(instance: &str) -> String {
+    full_name(instance, || format!("instances/{instance}"))
+}
+
+fn full_name(name: &str, made: impl FnOnce() -> String) -> String {
+    if name.starts_with("instances/") { name.to_owned() } else { made() }
 }
 
 /// What the typed clients speak through.
@@ -281,5 +335,11 @@ mod tests {
         config.use_identity("block-storage");
         assert_eq!(config.certificate, Path::new("/dev-dir/tls/block-storage.pem"));
         assert_eq!(config.key, Path::new("/dev-dir/tls/block-storage.key"));
+    }
+
+    #[test]
+    fn a_full_name_is_taken_as_it_is() {
+        assert_eq!(instance_name("prod"), "instances/prod");
+        assert_eq!(instance_name("instances/prod"), "instances/prod");
     }
 }
