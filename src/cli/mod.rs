@@ -5,16 +5,20 @@
 
 mod audit;
 mod batch;
+mod confirm;
 mod crypto;
 mod doctor;
 mod encoding;
 mod failure;
 mod file;
 mod file_format;
+mod import_token;
 mod key;
-mod key_view;
 mod new_file;
 mod output;
+mod paging;
+mod rotation_period;
+mod sealing;
 mod streams;
 
 use std::{path::PathBuf, time::Duration};
@@ -26,6 +30,7 @@ use self::{
     batch::BatchUnwrap,
     crypto::{Generate, Rewrap, Unwrap, Wrap},
     file::{Decrypt, Encrypt},
+    import_token::ImportTokenCommand,
     key::KeyCommand,
     output::{Format, Output},
 };
@@ -134,6 +139,9 @@ enum Command {
     /// Create, list, rotate, disable and delete root keys
     #[command(subcommand, after_help = key::EXAMPLES)]
     Key(KeyCommand),
+    /// Make and retrieve the import token that key material is sealed to (BYOK)
+    #[command(subcommand, after_help = import_token::EXAMPLES)]
+    ImportToken(ImportTokenCommand),
     /// Wrap a DEK under a root key
     Wrap(Wrap),
     /// Unwrap a DEK
@@ -171,6 +179,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let client = Client::connect(&config, timeout).await?;
     match command {
         Command::Key(command) => command.run(&client, output).await,
+        Command::ImportToken(command) => command.run(&client, output).await,
         Command::Wrap(command) => command.run(&client, output).await,
         Command::Unwrap(command) => command.run(&client, output).await,
         Command::Rewrap(command) => command.run(&client, output).await,
