@@ -337,8 +337,18 @@ mod tests {
         assert_eq!(config.key, Path::new("/dev-dir/tls/block-storage.key"));
     }
 
-    #[test]
-    fn a_full_name_is_taken_as_it_is() {
+    #[tokio::test]
+    async fn names_are_made_whole_and_full_names_taken_as_they_are() {
+        let channel = Endpoint::from_static("https://127.0.0.1:9").connect_lazy();
+        let transport = InterceptedService::new(channel, Deadline(CONNECT_TIMEOUT));
+        let client = Client { transport, instance: "prod".to_owned() };
+        assert_eq!(client.key_name("block"), "instances/prod/keys/block");
+        assert_eq!(client.key_name("instances/a/keys/k"), "instances/a/keys/k");
+        assert_eq!(client.ring_name("payments"), "instances/prod/keyRings/payments");
+        assert_eq!(client.import_token_name(), "instances/prod/importToken");
+        assert_eq!(client.registration_name("k/7d1c"), "instances/prod/keys/k/registrations/7d1c");
+        let full = "instances/a/keys/k/registrations/7d1c";
+        assert_eq!(client.registration_name(full), full);
         assert_eq!(instance_name("prod"), "instances/prod");
         assert_eq!(instance_name("instances/prod"), "instances/prod");
     }
