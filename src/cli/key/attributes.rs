@@ -51,7 +51,7 @@ pub(super) struct Attributes {
     #[arg(long, value_name = "TAG")]
     tag: Vec<String>,
     /// The key ring that it is in. Without it: default
-    #[arg(long, value_name = "RING", default_value_t)]
+    #[arg(long, value_name = "RING", default_value_t, hide_default_value = true)]
     ring: String,
     /// From when the root key only unwraps; cannot be changed later
     #[arg(long, value_name = "RFC3339")]

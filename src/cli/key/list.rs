@@ -17,7 +17,7 @@ pub(in crate::cli) struct List {
     #[arg(long, value_enum, value_name = "STATE")]
     state: Vec<StateName>,
     /// Only of this key ring
-    #[arg(long, value_name = "RING", default_value_t)]
+    #[arg(long, value_name = "RING", default_value_t, hide_default_value = true)]
     ring: String,
     /// Part of a name or alias, or a UUID
     #[arg(long, value_name = "TEXT", default_value_t)]
