@@ -6,7 +6,7 @@ use std::{io, path::PathBuf};
 use thiserror::Error;
 use tonic::Status;
 
-use super::{encoding::NotEncoded, output::printable};
+use super::{encoding::NotEncoded, output::printable, sealing::SealingError};
 use crate::client::{ClientError, Refusal};
 
 /// Why a command did not do what was asked.
@@ -62,9 +62,12 @@ pub enum Failure {
     /// Two outputs were both sent to standard output.
     #[error("the DEK and the wrapped DEK cannot both go to standard output")]
     OneStdout,
-    /// A deletion was not confirmed.
-    #[error("not deleted: type yes when asked, or give --yes")]
-    Unconfirmed,
+    /// What cannot be undone was not confirmed.
+    #[error("not {done}: type what is asked for, or give --yes")]
+    Unconfirmed {
+        /// What did not happen, such as `deleted`.
+        done: &'static str,
+    },
     /// What was read is longer than what is meant can be.
     #[error("{what} is longer than {limit} bytes")]
     TooLong {
@@ -76,6 +79,9 @@ pub enum Failure {
     /// What was read is not in the encoding that was named.
     #[error(transparent)]
     NotEncoded(#[from] NotEncoded),
+    /// Key material cannot be sealed.
+    #[error(transparent)]
+    Sealing(#[from] SealingError),
     /// A line of a batch is not what a line must be.
     #[error("line {number}: {source}")]
     Line {
@@ -140,11 +146,12 @@ impl Failure {
             Self::Exists { .. } => "FILE_EXISTS",
             Self::NoDestination { .. } | Self::Terminal { .. } => "ARGUMENT_MISSING",
             Self::OneStdout => "ARGUMENT_CONFLICT",
-            Self::Unconfirmed => "NOT_CONFIRMED",
+            Self::Unconfirmed { .. } => "NOT_CONFIRMED",
             Self::TooLong { .. }
             | Self::FileTooLong { .. }
             | Self::NotEncoded(_)
             | Self::Line { .. } => "FIELD_INVALID",
+            Self::Sealing(error) => error.reason(),
             Self::SomeRefused { .. } => "SOME_REFUSED",
             Self::NotReady { .. } => "NOT_READY",
             Self::Unverified { .. } => "CIPHERTEXT_UNVERIFIED",

@@ -5,16 +5,24 @@
 
 mod audit;
 mod batch;
+mod confirm;
 mod crypto;
 mod doctor;
 mod encoding;
 mod failure;
 mod file;
 mod file_format;
+mod import_token;
+mod instance;
 mod key;
-mod key_view;
 mod new_file;
 mod output;
+mod paging;
+mod policy;
+mod registration;
+mod ring;
+mod rotation_period;
+mod sealing;
 mod streams;
 
 use std::{path::PathBuf, time::Duration};
@@ -26,8 +34,13 @@ use self::{
     batch::BatchUnwrap,
     crypto::{Generate, Rewrap, Unwrap, Wrap},
     file::{Decrypt, Encrypt},
+    import_token::ImportTokenCommand,
+    instance::InstanceCommand,
     key::KeyCommand,
     output::{Format, Output},
+    policy::PolicyCommand,
+    registration::RegistrationCommand,
+    ring::RingCommand,
 };
 pub use self::{failure::Failure, new_file::stop_new_files};
 use crate::client::{Client, ClientConfig, default_endpoint, default_instance};
@@ -134,6 +147,21 @@ enum Command {
     /// Create, list, rotate, disable and delete root keys
     #[command(subcommand, after_help = key::EXAMPLES)]
     Key(KeyCommand),
+    /// Make and retrieve the import token that key material is sealed to (BYOK)
+    #[command(subcommand, after_help = import_token::EXAMPLES)]
+    ImportToken(ImportTokenCommand),
+    /// Make, list and delete key rings
+    #[command(subcommand, after_help = ring::EXAMPLES)]
+    Ring(RingCommand),
+    /// Show and set what holds in the instance
+    #[command(subcommand, after_help = policy::EXAMPLES)]
+    Policy(PolicyCommand),
+    /// Make, list and delete instances; for operators
+    #[command(subcommand, after_help = instance::EXAMPLES)]
+    Instance(InstanceCommand),
+    /// See and say which resource is protected by which root key
+    #[command(subcommand, after_help = registration::EXAMPLES)]
+    Registration(RegistrationCommand),
     /// Wrap a DEK under a root key
     Wrap(Wrap),
     /// Unwrap a DEK
@@ -171,6 +199,11 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let client = Client::connect(&config, timeout).await?;
     match command {
         Command::Key(command) => command.run(&client, output).await,
+        Command::ImportToken(command) => command.run(&client, output).await,
+        Command::Ring(command) => command.run(&client, output).await,
+        Command::Policy(command) => command.run(&client, output).await,
+        Command::Instance(command) => command.run(&client, output).await,
+        Command::Registration(command) => command.run(&client, output).await,
         Command::Wrap(command) => command.run(&client, output).await,
         Command::Unwrap(command) => command.run(&client, output).await,
         Command::Rewrap(command) => command.run(&client, output).await,

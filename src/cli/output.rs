@@ -3,7 +3,10 @@
 //!
 //! JSON has stable snake_case names, times in RFC 3339 and bytes in base64.
 
-use std::io::{self, Write};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
 
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
@@ -37,6 +40,12 @@ impl Output {
         table: impl FnOnce(&T) -> Table,
     ) -> Result<(), Failure> {
         self.write(&mut io::stdout().lock(), value, table)
+    }
+
+    /// Prints that what has this name is deleted.
+    pub(super) fn deleted(self, name: &str) -> Result<(), Failure> {
+        let value = BTreeMap::from([("name", name)]);
+        self.show(&value, |_| fields([("deleted", name.to_owned())]))
     }
 
     /// Prints what happened to a DEK: on stdout as JSON for programs, unless the
@@ -119,6 +128,11 @@ pub(super) fn human_time(time: Option<&String>) -> String {
         Some(time) => time.to_string(),
         None => NOTHING.to_owned(),
     }
+}
+
+/// The last part of a name, such as the UUID of a key.
+pub(super) fn last_segment(name: &str) -> &str {
+    name.rsplit_once('/').map_or(name, |(_, last)| last)
 }
 
 /// What stands in a table where there is nothing.

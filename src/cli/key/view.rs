@@ -5,8 +5,13 @@ use clap::ValueEnum;
 use comfy_table::Table;
 use serde::Serialize;
 
-use super::output::{NOTHING, fields, human_time, or_nothing, rfc3339, rows};
-use crate::api::pb;
+use crate::{
+    api::pb,
+    cli::{
+        output::{NOTHING, fields, human_time, last_segment, or_nothing, rfc3339, rows},
+        rotation_period::period_words,
+    },
+};
 
 /// A root key, as it is shown.
 #[derive(Debug, Serialize)]
@@ -109,20 +114,59 @@ impl KeyView {
                 view.id.clone(),
                 view.display_name.clone(),
                 or_nothing(&view.aliases.join(", ")),
+                or_nothing(&view.key_ring),
                 view.state_words().to_owned(),
+                view.rotation(),
+                view.deletion(),
+                view.registration_count.to_string(),
                 human_time(view.create_time.as_ref()),
             ]
         };
-        rows(&["ID", "NAME", "ALIASES", "STATE", "CREATED"], views.iter().map(row))
+        let header = [
+            "ID",
+            "NAME",
+            "ALIASES",
+            "RING",
+            "STATE",
+            "ROTATION",
+            "DELETION",
+            "REGISTRATIONS",
+            "CREATED",
+        ];
+        rows(&header, views.iter().map(row))
+    }
+
+    fn rotation(&self) -> String {
+        match self.rotation_period_seconds {
+            Some(seconds) => period_words(seconds),
+            None => "by hand".to_owned(),
+        }
+    }
+
+    /// By how many it is deleted, and who already has authorized it; of a
+    /// destroyed key, how long it is still there.
+    fn deletion(&self) -> String {
+        let mut lines = Vec::new();
+        if self.state != Some(StateName::Destroyed) {
+            let principals = if self.dual_auth_delete { "two principals" } else { "one principal" };
+            lines.push(format!("by {principals}"));
+        }
+        let times = [
+            ("authorized until", &self.deletion_auth_expire_time),
+            ("restorable until", &self.restore_expire_time),
+            ("purged", &self.purge_time),
+        ];
+        for (what, time) in times {
+            if time.is_some() {
+                lines.push(format!("{what} {}", human_time(time.as_ref())));
+            }
+        }
+        lines.join("\n")
     }
 
     /// Every field that says something; times that are not set are left out.
     pub(super) fn table(&self) -> Table {
         let origin = if self.imported { "imported" } else { "generated in the HSM" };
-        let rotation = match self.rotation_period_seconds {
-            Some(seconds) => format!("every {} days", seconds / SECONDS_IN_DAY),
-            None => "by hand".to_owned(),
-        };
         let deletion = if self.dual_auth_delete { "by two principals" } else { "by one principal" };
         let always = [
             ("id", self.id.clone()),
@@ -137,7 +181,7 @@ impl KeyView {
             ("origin", origin.to_owned()),
             ("primary version", or_nothing(last_segment(&self.primary_version))),
             ("registrations", self.registration_count.to_string()),
-            ("rotation", rotation),
+            ("rotation", self.rotation()),
             ("deletion", deletion.to_owned()),
             ("created by", or_nothing(&self.created_by)),
             ("etag", or_nothing(&self.etag)),
@@ -187,6 +231,25 @@ impl VersionView {
     }
 }
 
+/// What a purge leaves to be shown.
+#[derive(Debug, Serialize)]
+pub(super) struct PurgeView {
+    name: String,
+    purge_time: Option<String>,
+}
+
+impl PurgeView {
+    pub(super) fn new(name: String, response: pb::PurgeKeyResponse) -> Self {
+        let pb::PurgeKeyResponse { purge_time } = response;
+        Self { name, purge_time: purge_time.as_ref().and_then(rfc3339) }
+    }
+
+    pub(super) fn table(&self) -> Table {
+        let gone = human_time(self.purge_time.as_ref());
+        fields([("full name", self.name.clone()), ("gone from the HSM", gone)])
+    }
+}
+
 /// Where a root key is in its life.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -232,13 +295,6 @@ impl StateName {
     }
 }
 
-/// The UUID at the end of a name.
-fn last_segment(name: &str) -> &str {
-    name.rsplit_once('/').map_or(name, |(_, last)| last)
-}
-
-const SECONDS_IN_DAY: i64 = 86_400;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +331,29 @@ mod tests {
         assert_eq!(json["create_time"], "2026-01-02T03:04:05Z");
         assert_eq!(json["expire_time"], serde_json::Value::Null);
         assert_eq!(json["aliases"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn a_list_says_how_a_key_is_rotated_and_deleted() {
+        let time = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let held = KeyView::from(pb::Key {
+            rotation_period: Some(prost_types::Duration { seconds: 7_776_000, nanos: 0 }),
+            dual_auth_delete: true,
+            deletion_auth_expire_time: time(1_767_323_045),
+            ..key()
+        });
+        assert_eq!(held.rotation(), "every 90 days");
+        assert_eq!(held.deletion(), "by two principals\nauthorized until 2026-01-02T03:04:05Z");
+        let destroyed = KeyView::from(pb::Key {
+            state: pb::key::State::Destroyed.into(),
+            restore_expire_time: time(1_767_323_045),
+            purge_time: time(1_767_323_046),
+            ..key()
+        });
+        assert_eq!(
+            destroyed.deletion(),
+            "restorable until 2026-01-02T03:04:05Z\npurged 2026-01-02T03:04:06Z"
+        );
     }
 
     #[test]

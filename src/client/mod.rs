@@ -1,12 +1,12 @@
-//! A connection to the daemon: `client.toml`, mutual TLS, one typed client for
-//! each service, and `Refusal`, which is what a gRPC status says in our words.
+//! A connection to the daemon: `client.toml`, mutual TLS, and one typed client
+//! for each service.
 //!
 //! It does not decide what to call, and it retries nothing.
 
+mod refusal;
+
 use std::{
-    collections::BTreeMap,
-    error::Error,
-    fmt, fs, io,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,15 +14,18 @@ use std::{
 use serde::Deserialize;
 use thiserror::Error as ThisError;
 use tonic::{
-    Code, Request, Status, TimeoutExpired,
+    Request, Status,
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
-use tonic_types::StatusExt;
 
+pub use self::refusal::{Chain, Refusal};
 use crate::api::pb::{
-    self, admin_service_client::AdminServiceClient, audit_service_client::AuditServiceClient,
-    crypto_service_client::CryptoServiceClient, key_service_client::KeyServiceClient,
+    admin_service_client::AdminServiceClient, audit_service_client::AuditServiceClient,
+    crypto_service_client::CryptoServiceClient, import_service_client::ImportServiceClient,
+    instance_service_client::InstanceServiceClient, key_ring_service_client::KeyRingServiceClient,
+    key_service_client::KeyServiceClient, policy_service_client::PolicyServiceClient,
+    registration_service_client::RegistrationServiceClient,
 };
 
 /// Where the daemon is, which instance is meant, and as whom to connect.
@@ -136,6 +139,34 @@ impl Client {
         KeyServiceClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
+    /// Key rings.
+    pub fn rings(&self) -> KeyRingServiceClient<Transport> {
+        KeyRingServiceClient::new(self.transport.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Import tokens.
+    pub fn import(&self) -> ImportServiceClient<Transport> {
+        ImportServiceClient::new(self.transport.clone())
+    }
+
+    /// The policies of an instance.
+    pub fn policies(&self) -> PolicyServiceClient<Transport> {
+        PolicyServiceClient::new(self.transport.clone())
+    }
+
+    /// Which resource is protected by which root key.
+    pub fn registrations(&self) -> RegistrationServiceClient<Transport> {
+        RegistrationServiceClient::new(self.transport.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// The instances of the daemon.
+    pub fn instances(&self) -> InstanceServiceClient<Transport> {
+        InstanceServiceClient::new(self.transport.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
     /// The audit log.
     pub fn audit(&self) -> AuditServiceClient<Transport> {
         AuditServiceClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -154,12 +185,35 @@ impl Client {
     /// The name of a key that is given as a UUID, an alias or a full name. The
     /// daemon says whether it is one.
     pub fn key_name(&self, key: &str) -> String {
-        if key.starts_with("instances/") {
-            key.to_owned()
-        } else {
-            format!("{}/keys/{key}", self.parent())
-        }
+        full_name(key, || format!("{}/keys/{key}", self.parent()))
     }
+
+    /// The name of a key ring that is given by its last part or a full name.
+    pub fn ring_name(&self, ring: &str) -> String {
+        full_name(ring, || format!("{}/keyRings/{ring}", self.parent()))
+    }
+
+    /// The name of a registration that is given as `KEY/UUID` or a full name.
+    pub fn registration_name(&self, registration: &str) -> String {
+        full_name(registration, || match registration.rsplit_once('/') {
+            Some((key, id)) => format!("{}/registrations/{id}", self.key_name(key)),
+            None => registration.to_owned(),
+        })
+    }
+
+    /// The name of the import token of the instance that is configured.
+    pub fn import_token_name(&self) -> String {
+        format!("{}/importToken", self.parent())
+    }
+}
+
+/// The name of an instance that is given by its last part or a full name.
+pub fn instance_name(instance: &str) -> String {
+    full_name(instance, || format!("instances/{instance}"))
+}
+
+fn full_name(name: &str, made: impl FnOnce() -> String) -> String {
+    if name.starts_with("instances/") { name.to_owned() } else { made() }
 }
 
 /// What the typed clients speak through.
@@ -233,129 +287,15 @@ impl ClientError {
     }
 }
 
-/// A call that the daemon, or the way to it, refused.
-#[derive(Clone, Debug, Eq, PartialEq, ThisError)]
-#[error("{message}")]
-pub struct Refusal {
-    /// The reason in ErrorInfo, such as `KEY_SUSPENDED`. Without ErrorInfo, the
-    /// gRPC code, such as `UNAVAILABLE`.
-    pub reason: String,
-    /// For people.
-    pub message: String,
-    /// Such as `encryption_key_disabled`.
-    pub status_reason: Option<String>,
-    /// Everything in ErrorInfo's metadata.
-    pub metadata: BTreeMap<String, String>,
-    /// How long to wait before the same call again.
-    pub retry_after: Option<Duration>,
-}
-
-impl From<Status> for Refusal {
-    fn from(status: Status) -> Self {
-        let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
-        let mut message = match Error::source(&status) {
-            Some(source) if status.details().is_empty() => {
-                format!("{}: {}", status.message(), Chain(source))
-            }
-            Some(_) | None => status.message().to_owned(),
-        };
-        for violation in
-            status.get_details_bad_request().into_iter().flat_map(|it| it.field_violations)
-        {
-            if !message.contains(&violation.description) {
-                message += &format!("; {}: {}", violation.field, violation.description);
-            }
-        }
-        let (reason, metadata) = match status.get_details_error_info() {
-            Some(info) => (info.reason, info.metadata.into_iter().collect()),
-            None => (code_name(own_code(&status)).to_owned(), BTreeMap::new()),
-        };
-        let status_reason = metadata.get(STATUS_REASON).cloned();
-        Self { reason, message, status_reason, metadata, retry_after }
-    }
-}
-
-impl From<pb::UnwrapDekRefusal> for Refusal {
-    fn from(refusal: pb::UnwrapDekRefusal) -> Self {
-        let pb::UnwrapDekRefusal { code, reason, message, metadata } = refusal;
-        let reason =
-            if reason.is_empty() { code_name(Code::from_i32(code)).to_owned() } else { reason };
-        let metadata: BTreeMap<_, _> = metadata.into_iter().collect();
-        let status_reason = metadata.get(STATUS_REASON).cloned();
-        Self { reason, message, status_reason, metadata, retry_after: None }
-    }
-}
-
-/// An error and what caused it, in one line: `a: b: c`. What an error's own
-/// message already ends with is not said twice.
-#[derive(Debug)]
-pub struct Chain<'a>(pub &'a dyn Error);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut said = self.0.to_string();
-        f.write_str(&said)?;
-        let mut next = self.0.source();
-        while let Some(error) = next {
-            let text = error.to_string();
-            if !said.ends_with(&text) {
-                write!(f, ": {text}")?;
-            }
-            said = text;
-            next = error.source();
-        }
-        Ok(())
-    }
-}
-
-/// tonic says CANCELLED when the time that we set is over.
-fn own_code(status: &Status) -> Code {
-    let mut next = Error::source(status);
-    while let Some(error) = next {
-        if error.is::<TimeoutExpired>() {
-            return Code::DeadlineExceeded;
-        }
-        next = error.source();
-    }
-    status.code()
-}
-
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
-}
-
 fn read_pem(path: &Path) -> Result<Vec<u8>, ClientError> {
     fs::read(path).map_err(|source| ClientError::Unread { path: path.to_owned(), source })
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
-const STATUS_REASON: &str = "status_reason";
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
-    use tonic_types::ErrorDetails;
-
     use super::*;
 
     const CLIENT_TOML: &str = r#"
@@ -397,61 +337,19 @@ mod tests {
         assert_eq!(config.key, Path::new("/dev-dir/tls/block-storage.key"));
     }
 
-    #[test]
-    fn a_refusal_takes_reason_metadata_and_delay_from_the_details() {
-        let mut details = ErrorDetails::new();
-        details
-            .set_error_info(
-                "KEY_SUSPENDED",
-                pb::ERROR_DOMAIN,
-                HashMap::from([("status_reason".to_owned(), "encryption_key_disabled".to_owned())]),
-            )
-            .set_retry_info(Some(Duration::from_secs(30)));
-        let status =
-            Status::with_error_details(Code::FailedPrecondition, "the key is suspended", details);
-        let refusal = Refusal::from(status);
-        assert_eq!(refusal.reason, "KEY_SUSPENDED");
-        assert_eq!(refusal.message, "the key is suspended");
-        assert_eq!(refusal.status_reason.as_deref(), Some("encryption_key_disabled"));
-        assert_eq!(refusal.metadata.len(), 1);
-        assert_eq!(refusal.retry_after, Some(Duration::from_secs(30)));
-    }
-
-    #[test]
-    fn a_refusal_names_the_fields_that_the_message_does_not() {
-        let mut details = ErrorDetails::new();
-        details
-            .set_error_info("FIELD_INVALID", pb::ERROR_DOMAIN, HashMap::new())
-            .add_bad_request_violation("dek", "is empty");
-        let status = Status::with_error_details(Code::InvalidArgument, "invalid field", details);
-        assert_eq!(Refusal::from(status).message, "invalid field; dek: is empty");
-    }
-
-    #[test]
-    fn a_status_without_error_info_is_named_by_its_code() {
-        let refusal = Refusal::from(Status::unavailable("connection refused"));
-        assert_eq!(refusal.reason, "UNAVAILABLE");
-        assert_eq!(refusal.message, "connection refused");
-        assert_eq!(refusal.status_reason, None);
-    }
-
-    #[test]
-    fn our_own_time_limit_is_a_deadline() {
-        let status = Status::from_error(Box::new(TimeoutExpired(())));
-        assert_eq!(Refusal::from(status).reason, "DEADLINE_EXCEEDED");
-    }
-
-    #[test]
-    fn a_refused_item_of_a_batch_keeps_its_status_reason() {
-        let refusal = Refusal::from(pb::UnwrapDekRefusal {
-            code: 9,
-            reason: "KEY_DESTROYED".to_owned(),
-            message: "the key is destroyed".to_owned(),
-            metadata: HashMap::from([(
-                "status_reason".to_owned(),
-                "encryption_key_deleted".to_owned(),
-            )]),
-        });
-        assert_eq!(refusal.status_reason.as_deref(), Some("encryption_key_deleted"));
+    #[tokio::test]
+    async fn names_are_made_whole_and_full_names_taken_as_they_are() {
+        let channel = Endpoint::from_static("https://127.0.0.1:9").connect_lazy();
+        let transport = InterceptedService::new(channel, Deadline(CONNECT_TIMEOUT));
+        let client = Client { transport, instance: "prod".to_owned() };
+        assert_eq!(client.key_name("block"), "instances/prod/keys/block");
+        assert_eq!(client.key_name("instances/a/keys/k"), "instances/a/keys/k");
+        assert_eq!(client.ring_name("payments"), "instances/prod/keyRings/payments");
+        assert_eq!(client.import_token_name(), "instances/prod/importToken");
+        assert_eq!(client.registration_name("k/7d1c"), "instances/prod/keys/k/registrations/7d1c");
+        let full = "instances/a/keys/k/registrations/7d1c";
+        assert_eq!(client.registration_name(full), full);
+        assert_eq!(instance_name("prod"), "instances/prod");
+        assert_eq!(instance_name("instances/prod"), "instances/prod");
     }
 }
