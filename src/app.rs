@@ -13,10 +13,11 @@ use tokio::net::TcpListener;
 
 use crate::api::{self, Serving, TlsError};
 use crate::audit::{Audit, AuditError};
+use crate::clock::{ClockSource, RawTime, Trust};
 use crate::config::Config;
-use crate::domain::{Bindings, Timestamp};
+use crate::domain::Timestamp;
 use crate::hsm::{Health, Hsm};
-use crate::service::{Clock, Service};
+use crate::service::Service;
 use crate::store::{Sqlite, Store, StoreError};
 
 /// A daemon that serves.
@@ -112,7 +113,11 @@ impl App {
     ///
     /// # Errors
     /// [`AppError`].
-    pub async fn start(config: Config, lock: Lock, clock: Clock) -> Result<Self, AppError> {
+    pub async fn start(
+        config: Config,
+        lock: Lock,
+        clock: (ClockSource, Trust),
+    ) -> Result<Self, AppError> {
         let audit = Audit::open(config.audit)?;
         let file = config.state_dir.join("store.sqlite");
         let store: Arc<dyn Store> = Arc::new(Sqlite::open(&file, config.store_queue)?);
@@ -120,12 +125,13 @@ impl App {
         let hsm = Hsm::start(config.hsm.clone()).map_err(threads)?;
         let service = Service::load(
             (hsm.clone(), Arc::clone(&store), audit.clone()),
-            Bindings::new(config.bindings, config.operators),
+            config.access,
             config.service,
             clock,
         )?;
         tokio::spawn(Arc::clone(&service).reconcile_with_hsm());
         tokio::spawn(tidy(Arc::clone(&service)));
+        tokio::spawn(Arc::clone(&service).keep_schedule());
 
         let mut health = hsm.watch();
         let known = health.wait_for(|health| !matches!(health, Health::Starting));
@@ -172,13 +178,20 @@ impl App {
     }
 }
 
-/// The machine's clock.
+/// The machine's clocks: the date, and the time since its boot, sleep included.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
-pub fn system_clock() -> Clock {
-    Arc::new(|| {
+pub fn system_clocks() -> ClockSource {
+    let read = || {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
-    })
+        let time = Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
+        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let seconds = u64::try_from(boot.tv_sec).unwrap_or(0);
+        let micros = u64::try_from(boot.tv_nsec / 1_000).unwrap_or(0);
+        RawTime { time, steady: seconds * 1_000_000 + micros }
+    };
+    // Not known: then no two runs count as of one boot.
+    let boot = fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
+    ClockSource { boot, read: Arc::new(read) }
 }
 
 /// What is tried again from time to time: events for the audit log that wait in
@@ -192,6 +205,8 @@ async fn tidy(service: Arc<Service>) {
     }
 }
 
+/// Where Linux says which boot it is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// How long the start waits for the HSM.
 const HSM_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the stop waits, for calls, changes and threads each.

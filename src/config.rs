@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::api::{Identity, Limits};
 use crate::audit;
-use crate::domain::{Binding, PrincipalId, Profile, Role};
+use crate::domain::{Binding, Ipv4Net, Malformed, PrincipalId, Profile, Role};
 use crate::hsm;
 use crate::service;
 
@@ -40,9 +40,7 @@ pub struct Config {
     /// Settings of the use cases.
     pub service: service::Settings,
     /// Who may do what.
-    pub bindings: Vec<Binding>,
-    /// Who may make and delete instances.
-    pub operators: Vec<PrincipalId>,
+    pub access: service::Configured,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -126,6 +124,8 @@ struct File {
     tls: Tls,
     hsm: HsmTable,
     #[serde(default)]
+    import: ImportTable,
+    #[serde(default)]
     store: StoreTable,
     #[serde(default)]
     audit: AuditTable,
@@ -153,6 +153,8 @@ struct Listen {
     streams: u32,
     #[serde(default = "default_handshake_seconds")]
     handshake_seconds: u64,
+    #[serde(default = "default_private_networks")]
+    private_networks: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -179,6 +181,12 @@ struct HsmTable {
     #[serde(default = "default_stuck_seconds")]
     stuck_seconds: u64,
     sync_directory: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ImportTable {
+    software_unwrap: bool,
 }
 
 #[derive(Deserialize)]
@@ -221,6 +229,7 @@ impl File {
             listen,
             tls,
             hsm,
+            import,
             store,
             audit,
             log,
@@ -263,7 +272,7 @@ impl File {
                 queue: hsm.queue,
                 stuck_after: Duration::from_secs(hsm.stuck_seconds),
                 sync_directory: hsm.sync_directory.map(path),
-                software_unwrap: false,
+                software_unwrap: import.software_unwrap,
             },
             store_queue: store.queue,
             audit: audit::Settings {
@@ -275,9 +284,12 @@ impl File {
                 profile,
                 crn_prefix,
                 object_deadline: Duration::from_secs(hsm.object_deadline_seconds),
+                private_networks: networks(&listen.private_networks)?,
             },
-            bindings: bindings.into_iter().map(BindingTable::check).collect::<Result<_, _>>()?,
-            operators: operators.iter().map(|id| operator(id)).collect::<Result<_, _>>()?,
+            access: service::Configured {
+                bindings: bindings.into_iter().map(BindingTable::check).collect::<Result<_, _>>()?,
+                operators: operators.iter().map(|id| operator(id)).collect::<Result<_, _>>()?,
+            },
             log,
             state_dir,
         })
@@ -300,6 +312,13 @@ impl BindingTable {
             instance: instance.map_err(|error| invalid("bindings.instance", error))?,
         })
     }
+}
+
+fn networks(texts: &[String]) -> Result<Vec<Ipv4Net>, ConfigError> {
+    let parsed = texts.iter().map(|text| text.parse());
+    parsed
+        .collect::<Result<_, Malformed>>()
+        .map_err(|malformed| invalid("listen.private_networks", malformed.problem))
 }
 
 fn operator(id: &str) -> Result<PrincipalId, ConfigError> {
@@ -372,6 +391,10 @@ const fn default_handshake_seconds() -> u64 {
     5
 }
 
+fn default_private_networks() -> Vec<String> {
+    PRIVATE_NETWORKS.map(str::to_owned).to_vec()
+}
+
 const fn default_workers() -> usize {
     4
 }
@@ -388,6 +411,10 @@ const fn default_object_deadline_seconds() -> u64 {
     30
 }
 
+/// Private (RFC 1918), shared (RFC 6598) and loopback addresses.
+const PRIVATE_NETWORKS: [&str; 5] =
+    ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8"];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -403,14 +430,14 @@ mod tests {
     fn the_example_is_a_configuration() {
         let config = parse(EXAMPLE).unwrap();
         assert_eq!(config.identity.key, Path::new("/etc/rootkeyd/tls/server.key"));
-        assert_eq!(config.bindings.len(), 2);
+        assert_eq!(config.access.bindings.len(), 2);
     }
 
     #[test]
     fn the_example_documents_every_field() {
         // An unknown field is refused with a list of those that there are.
         let tables =
-            ["", "[listen]", "[tls]", "[hsm]", "[store]", "[audit]", "[log]", "[[bindings]]"];
+            ["", "[listen]", "[tls]", "[hsm]", "[import]", "[store]", "[audit]", "[log]", "[[bindings]]"];
         for table in tables {
             let refusal = toml::from_str::<File>(&format!("{table}\nno_such_field = 1"));
             let refusal = refusal.map(drop).unwrap_err().to_string();

@@ -22,11 +22,11 @@ use rcgen::{
 };
 use thiserror::Error;
 
+use crate::clock::{ClockSource, RawTime};
 use crate::config::{Config, ConfigError};
 use crate::domain::Timestamp;
 use crate::hsm::make_token;
 use crate::secret::Secret;
-use crate::service::Clock;
 
 /// Why the directory cannot be used, in a sentence.
 #[derive(Debug, Error)]
@@ -139,29 +139,51 @@ pub fn write_client_config(directory: &Path, address: SocketAddr) -> Result<(), 
     write_file(&directory.join("client.toml"), text.as_bytes())
 }
 
-/// A clock for tests: what `path` says, at each reading. `system` is the time of
-/// `system`; `+31s` is 31 seconds later; an RFC 3339 time stands still. A file
-/// that cannot be understood later leaves the clock where it was.
+/// Clocks for tests: what `path` says, at each reading. `system` is the time of
+/// `system`; `+31s` is 31 seconds later; an RFC 3339 time stands still. That is how
+/// much time has passed, by both clocks. After ` wall ` the same can follow for the
+/// date alone: `system wall +365d` is a date that is a year ahead of the time that has
+/// passed. A file that cannot be understood later leaves the clocks where they were.
 ///
 /// # Errors
 /// [`DevError`], if the file cannot be understood now. A missing one is made.
-pub fn file_clock(path: &Path, system: Clock) -> Result<Clock, DevError> {
+pub fn file_clocks(path: &Path, system: &ClockSource) -> Result<ClockSource, DevError> {
     if !path.exists() {
         write_file(path, b"system\n")?;
     }
     let bad = |problem: String| DevError::Clock { path: path.into(), problem };
     let text = fs::read_to_string(path).map_err(|source| file(path, source))?;
-    let last = Mutex::new(parse_clock(&text).map_err(bad)?);
-    let path = path.to_owned();
-    Ok(Arc::new(move || {
+    let last = Mutex::new(parse_clocks(&text).map_err(bad)?);
+    let (path, system) = (path.to_owned(), Arc::clone(&system.read));
+    let read = move || {
         let read = fs::read_to_string(&path).map_err(|error| error.to_string());
         let mut last = last.lock();
-        match read.and_then(|text| parse_clock(&text)) {
+        match read.and_then(|text| parse_clocks(&text)) {
             Ok(setting) => *last = setting,
             Err(problem) => tracing::error!(path = %path.display(), problem, "the test clock"),
         }
-        last.at(system())
-    }))
+        last.at(system().time)
+    };
+    Ok(ClockSource { boot: "test clock".into(), read: Arc::new(read) })
+}
+
+/// What the test clocks are set to: the time that has passed, and the date.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Settings {
+    passed: Setting,
+    date: Setting,
+}
+
+impl Settings {
+    fn at(self, system: Timestamp) -> RawTime {
+        let passed = self.passed.at(system).as_micros();
+        RawTime { time: self.date.at(system), steady: u64::try_from(passed).unwrap_or(0) }
+    }
+}
+
+fn parse_clocks(text: &str) -> Result<Settings, String> {
+    let (passed, date) = text.split_once(" wall ").unwrap_or((text, text));
+    Ok(Settings { passed: parse_clock(passed)?, date: parse_clock(date)? })
 }
 
 /// What a test clock is set to.
@@ -354,14 +376,31 @@ mod tests {
     }
 
     #[test]
+    fn a_date_can_be_wrong_while_time_passes_rightly() {
+        let system = Timestamp::from_seconds(1_000);
+        let at = |text: &str| parse_clocks(text).unwrap().at(system);
+        let raw = |time, steady: u64| {
+            RawTime { time: Timestamp::from_seconds(time), steady: steady * 1_000_000 }
+        };
+        assert_eq!(at("+31s"), raw(1_031, 1_031));
+        assert_eq!(at("system wall +31s\n"), raw(1_031, 1_000));
+        assert_eq!(at("+1h wall -500s"), raw(500, 4_600));
+        assert_eq!(at("-2000s"), raw(-1_000, 0));
+        assert!(parse_clocks("system wall").is_err() && parse_clocks(" wall +1s").is_err());
+    }
+
+    #[test]
     fn a_test_clock_that_is_spoilt_stays_where_it_was() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("clock");
-        let clock = file_clock(&path, Arc::new(|| Timestamp::from_seconds(7))).unwrap();
-        assert_eq!(clock(), Timestamp::from_seconds(7));
+        let system = RawTime { time: Timestamp::from_seconds(7), steady: 0 };
+        let system = ClockSource { boot: String::new(), read: Arc::new(move || system) };
+        let clocks = file_clocks(&path, &system).unwrap();
+        let now = || (clocks.read)().time;
+        assert_eq!(now(), Timestamp::from_seconds(7));
         fs::write(&path, "+3s").unwrap();
-        assert_eq!(clock(), Timestamp::from_seconds(10));
+        assert_eq!(now(), Timestamp::from_seconds(10));
         fs::write(&path, "nonsense").unwrap();
-        assert_eq!(clock(), Timestamp::from_seconds(10));
+        assert_eq!(now(), Timestamp::from_seconds(10));
     }
 }

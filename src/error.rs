@@ -281,6 +281,13 @@ impl Error {
         self
     }
 
+    /// Names the field that is wrong.
+    #[must_use]
+    pub fn of_field(mut self, field: &'static str) -> Self {
+        self.field = Some(field);
+        self
+    }
+
     /// Keeps the cause, for the log.
     #[must_use]
     pub fn caused_by(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
@@ -396,12 +403,13 @@ impl From<HsmError> for Error {
             HsmError::Missing => {
                 (Reason::HsmKeyMissing, "the HSM does not show the object of this key version")
             }
-            // Provisional: the API has no import yet.
-            HsmError::Material => (Reason::Internal, "the key material cannot be unwrapped"),
-            HsmError::NonceUnverified => {
-                (Reason::Internal, "the nonce is not sealed with the imported key")
+            HsmError::Material => {
+                (Reason::MaterialUnsealed, "the sealed key material cannot be unwrapped")
             }
-            HsmError::Nonce => (Reason::Internal, "the nonce is another one"),
+            HsmError::NonceUnverified => {
+                (Reason::NonceUnverified, "the nonce is not encrypted with the imported key")
+            }
+            HsmError::Nonce => (Reason::NonceIncorrect, "the nonce is not the import token's"),
             HsmError::Refused(_) => (Reason::Internal, "the HSM refused the operation"),
         };
         Self::new(reason, message).caused_by(error)

@@ -47,9 +47,9 @@ methods! {
     DELETE_KEY_RING        = "KeyRingService/DeleteKeyRing",     ManageKeys, "kms.key-rings.delete";
     CREATE_IMPORT_TOKEN    = "ImportService/CreateImportToken",  WriteKeys,  "kms.import-token.create";
     GET_IMPORT_TOKEN       = "ImportService/GetImportToken",     WriteKeys,  "kms.import-token.read";
-    GET_INSTANCE_POLICIES  = "PolicyService/GetInstancePolicies", ManageKeys, "kms.instance-policies.read";
-    SET_INSTANCE_POLICY    = "PolicyService/SetInstancePolicy",  ManageKeys, "kms.instance-policies.write";
-    GET_INSTANCE_METRICS   = "PolicyService/GetInstanceMetrics", ManageKeys, "rootkeyd.instance-metrics.read";
+    GET_INSTANCE_POLICIES  = "PolicyService/GetInstancePolicies", ManagePolicies, "kms.instance-policies.read";
+    SET_INSTANCE_POLICY    = "PolicyService/SetInstancePolicy", ManagePolicies, "kms.instance-policies.write";
+    GET_INSTANCE_METRICS   = "PolicyService/GetInstanceMetrics", ManagePolicies, "rootkeyd.instance-metrics.read";
     CREATE_REGISTRATION    = "RegistrationService/CreateRegistration", UseKeys, "kms.registrations.create";
     UPDATE_REGISTRATION    = "RegistrationService/UpdateRegistration", UseKeys, "kms.registrations.merge";
     GET_REGISTRATION       = "RegistrationService/GetRegistration", ReadKeys, "kms.registrations.list";

@@ -23,7 +23,12 @@ use super::grpc::Edge;
 use super::pb::admin_service_server::AdminServiceServer;
 use super::pb::audit_service_server::AuditServiceServer;
 use super::pb::crypto_service_server::CryptoServiceServer;
+use super::pb::import_service_server::ImportServiceServer;
+use super::pb::instance_service_server::InstanceServiceServer;
+use super::pb::key_ring_service_server::KeyRingServiceServer;
 use super::pb::key_service_server::KeyServiceServer;
+use super::pb::policy_service_server::PolicyServiceServer;
+use super::pb::registration_service_server::RegistrationServiceServer;
 use super::refusals::Refusals;
 use super::tls::server_config;
 use super::{Identity, TlsError, pb};
@@ -88,6 +93,21 @@ pub fn serve(
             CryptoServiceServer::new(edge.clone()).max_decoding_message_size(MOST_DEK_BYTES),
         )
         .add_service(KeyServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES))
+        .add_service(
+            KeyRingServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+        )
+        .add_service(
+            ImportServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+        )
+        .add_service(
+            PolicyServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+        )
+        .add_service(
+            RegistrationServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+        )
+        .add_service(
+            InstanceServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+        )
         .add_service(
             AuditServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
         )

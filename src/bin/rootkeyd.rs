@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use rootkeyd::app::{App, Lock, system_clock};
+use rootkeyd::app::{App, Lock, system_clocks};
+use rootkeyd::clock::{ClockSource, Trust};
 use rootkeyd::config::Config;
 use rootkeyd::{dev, telemetry};
 use sd_notify::NotifyState;
@@ -20,6 +21,10 @@ struct Arguments {
     /// Serve by this configuration (see rootkeyd.example.toml).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Take the machine's clock as right although it is behind what the daemon has
+    /// seen. Recorded in the audit log.
+    #[arg(long)]
+    accept_clock: bool,
     #[command(subcommand)]
     mode: Option<Mode>,
 }
@@ -62,11 +67,12 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(rustix::process::Resource::Core, none)?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    let trust = if arguments.accept_clock { Trust::Machine } else { Trust::Seen };
     match (arguments.config, arguments.mode) {
         (Some(file), _) => {
             let config = Config::read(&file)?;
             let lock = Lock::take(&config.state_dir)?;
-            serve(config, lock, system_clock(), None)
+            serve(config, lock, (system_clocks(), trust), None)
         }
         (None, Some(Mode::Dev(dev))) => serve_dev(dev),
         (None, None) => Err("give --config FILE, or dev --dir DIR".into()),
@@ -80,16 +86,16 @@ fn serve_dev(Dev { dir, listen, test_clock }: Dev) -> Result<(), Failure> {
     let lock = Lock::take(&dir.join("state"))?;
     let config = dev::prepare(&dir, listen)?;
     let clock = match test_clock {
-        Some(file) => dev::file_clock(&file, system_clock())?,
-        None => system_clock(),
+        Some(file) => dev::file_clocks(&file, &system_clocks())?,
+        None => system_clocks(),
     };
-    serve(config, lock, clock, Some(dir))
+    serve(config, lock, (clock, Trust::Seen), Some(dir))
 }
 
 fn serve(
     config: Config,
     lock: Lock,
-    clock: rootkeyd::service::Clock,
+    clock: (ClockSource, Trust),
     dev_directory: Option<PathBuf>,
 ) -> Result<(), Failure> {
     telemetry::init(&config.log)?;

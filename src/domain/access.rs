@@ -19,6 +19,8 @@ pub enum Permission {
     WriteKeys,
     /// Disable, enable, delete, restore and update keys.
     ManageKeys,
+    /// Read and set the policies of an instance.
+    ManagePolicies,
     /// Purge keys.
     PurgeKeys,
     /// Read the audit log.
@@ -69,6 +71,7 @@ impl Role {
             Permission::ReadKeys   => [  true,   true,   true,    false],
             Permission::WriteKeys  => [  false,  true,   true,    false],
             Permission::ManageKeys => [  false,  false,  true,    false],
+            Permission::ManagePolicies => [false, false, true,    false],
             Permission::PurgeKeys  => [  false,  false,  false,   true ],
             Permission::ReadAudit  => [  false,  false,  true,    false],
             Permission::ReadServer => [  false,  false,  true,    false],
@@ -141,11 +144,12 @@ impl Bindings {
 mod tests {
     use super::*;
 
-    const PERMISSIONS: [Permission; 8] = [
+    const PERMISSIONS: [Permission; 9] = [
         Permission::UseKeys,
         Permission::ReadKeys,
         Permission::WriteKeys,
         Permission::ManageKeys,
+        Permission::ManagePolicies,
         Permission::PurgeKeys,
         Permission::ReadAudit,
         Permission::ReadServer,
@@ -155,10 +159,10 @@ mod tests {
     #[test]
     fn every_role_has_just_its_permissions() {
         let has = |role: Role| PERMISSIONS.map(|p| if role.allows(p) { '+' } else { '-' });
-        assert_eq!(has(Role::Reader).iter().collect::<String>(), "++------");
-        assert_eq!(has(Role::Writer).iter().collect::<String>(), "+++-----");
-        assert_eq!(has(Role::Manager).iter().collect::<String>(), "++++-++-");
-        assert_eq!(has(Role::KeyPurge).iter().collect::<String>(), "----+---");
+        assert_eq!(has(Role::Reader).iter().collect::<String>(), "++-------");
+        assert_eq!(has(Role::Writer).iter().collect::<String>(), "+++------");
+        assert_eq!(has(Role::Manager).iter().collect::<String>(), "+++++-++-");
+        assert_eq!(has(Role::KeyPurge).iter().collect::<String>(), "-----+---");
     }
 
     #[test]

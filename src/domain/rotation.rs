@@ -84,7 +84,8 @@ impl Key {
         let since = self.rotated.map_or(self.history.activated, |at| at.time);
         let due = self.rotation.filter(|_| !quiet).map(|period| since + period.span())?;
         // A deactivated key is not rotated by itself under any profile.
-        let expired = self.history.expires.is_some_and(|expires| expires <= due);
+        let expired = self.history.expiry_noted
+            || self.history.expires.is_some_and(|expires| expires <= due);
         (!expired).then_some(due)
     }
 }

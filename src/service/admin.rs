@@ -49,7 +49,7 @@ impl Service {
     pub fn server_report(&self, _call: &Call) -> Answer<ServerReport> {
         let report = ServerReport {
             boot_id: self.boot_id.to_string(),
-            started: self.started,
+            started: self.started.time,
             profile: self.settings.profile,
             keys: self.registry.len(),
             audit_events: self.audit.length(),

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::registry::Slot;
 use super::{Caller, Method, Service, refused};
 use crate::domain::{Aad, Event, Key, KeyAction, KeyName, Malformed, Outcome, VersionId};
 use crate::envelope::{self, DEK_BYTES, Unverified, Wrapped};
@@ -56,6 +57,7 @@ pub struct DekAnswer {
 
 /// A request that may go to the HSM.
 struct Permitted {
+    slot: Arc<Slot>,
     key: Arc<Key>,
     action: KeyAction,
     /// The version that opens or seals.
@@ -76,14 +78,24 @@ impl Service {
         requests: Vec<DekRequest>,
     ) -> Vec<Result<DekAnswer, Error>> {
         let names: Vec<_> = requests.iter().map(|r| (r.key.clone(), r.resource.clone())).collect();
-        let permitted: Vec<_> =
+        let mut permitted: Vec<_> =
             requests.into_iter().map(|request| self.permit_dek(caller, method, request)).collect();
+        for item in &mut permitted {
+            let granted = match item {
+                Ok(permitted) => self.grant_wrap(permitted).await,
+                Err(_) => Ok(()),
+            };
+            if let Err(error) = granted {
+                *item = Err(error);
+            }
+        }
         let mut results = self.run_deks(caller, permitted).await;
 
         let events: Vec<Event> = results
             .iter()
             .zip(&names)
             .map(|(result, name)| self.dek_event(caller, method, name, result))
+            .inspect(|event| self.count_call(caller, method.action, event))
             .collect();
         if let Err(error) = self.append(events, caller.deadline).await {
             return results.iter().map(|_wiped| Err(error.again())).collect();
@@ -125,10 +137,31 @@ impl Service {
         let aad = Aad::new(aad)?;
         check_resource(&resource)?;
         check_size(&action)?;
-        let key = self.registry.find(&name)?.key();
+        let slot = self.registry.find(&name)?;
+        let key = slot.key();
         self.permit(&key, action_of(&action), self.now())?;
         let subject = key.name();
-        prepare(key, &aad, action).map_err(|unverified| Error::from(unverified).about(subject))
+        prepare((slot, key), &aad, action).map_err(|unverified| Error::from(unverified).about(subject))
+    }
+
+    /// Counts the wrap that this is, if it is one. An unwrap does not fail because
+    /// its DEK cannot be rewrapped: it is rewrapped another time.
+    async fn grant_wrap(&self, permitted: &mut Permitted) -> Result<(), Error> {
+        if permitted.action == KeyAction::Unwrap && permitted.reseal.is_none() {
+            return Ok(());
+        }
+        let granted = self.take_wrap(&permitted.slot, &permitted.key).await;
+        match granted {
+            Err(error) if permitted.action == KeyAction::Unwrap => {
+                tracing::warn!(key = %permitted.key.id, %error, "unwrapped, but not rewrapped");
+                permitted.reseal = None;
+                if let Crypt::Open { reseal, .. } = &mut permitted.crypt {
+                    *reseal = None;
+                }
+                Ok(())
+            }
+            granted => granted,
+        }
     }
 
     /// Sends what is permitted to the HSM as one job, and puts the answers back
@@ -142,7 +175,7 @@ impl Service {
         let placed: Vec<_> = permitted
             .into_iter()
             .map(|permitted| {
-                let Permitted { key, action, version, reseal, crypt } = permitted?;
+                let Permitted { slot: _, key, action, version, reseal, crypt } = permitted?;
                 items.push(crypt);
                 Ok((key, action, version, reseal))
             })
@@ -213,7 +246,11 @@ impl Service {
 }
 
 /// What the HSM must do, and with which versions.
-fn prepare(key: Arc<Key>, aad: &Aad, action: DekAction) -> Result<Permitted, Unverified> {
+fn prepare(
+    (slot, key): (Arc<Slot>, Arc<Key>),
+    aad: &Aad,
+    action: DekAction,
+) -> Result<Permitted, Unverified> {
     let primary = key.primary();
     let (newest, newest_object) = (primary.id, primary.object);
     let bound = |version| envelope::authenticated(key.id, version, aad);
@@ -240,7 +277,7 @@ fn prepare(key: Arc<Key>, aad: &Aad, action: DekAction) -> Result<Permitted, Unv
             (version.id, reseal, crypt)
         }
     };
-    Ok(Permitted { key, action: permitted_action, version, reseal, crypt })
+    Ok(Permitted { slot, key, action: permitted_action, version, reseal, crypt })
 }
 
 /// The answer, from what the HSM did.

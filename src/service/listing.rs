@@ -9,7 +9,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::{Answer, Call, Service};
 use crate::audit::{AuditError, Cursor, Query, Record};
-use crate::domain::{InstanceId, Key, KeyId, KeyName, KeyState, Malformed, Timestamp, Version};
+use crate::domain::{
+    InstanceId, Key, KeyId, KeyName, KeyRingId, KeyState, Malformed, Timestamp, Version,
+};
 use crate::error::{Error, Reason};
 
 /// One page of something.
@@ -35,6 +37,8 @@ pub struct KeyQuery {
     pub page_token: String,
     /// Only keys in one of these states.
     pub states: Vec<KeyState>,
+    /// Only keys of this ring.
+    pub ring: Option<KeyRingId>,
     /// Part of a display name or alias, in any case, or a UUID; empty for all.
     pub search: String,
 }
@@ -65,8 +69,12 @@ impl Service {
         let mut place = parse_place(&query.page_token)?;
         let search = query.search.to_lowercase();
         let now = self.now();
-        let wanted =
-            |key: &Key| query.states.contains(&key.state(now)) && matches_search(key, &search);
+        let wanted = |key: &Key| {
+            query.states.contains(&key.state(now))
+                && query.ring.as_ref().is_none_or(|ring| key.ring == *ring)
+                && key.history.purging.is_none()
+                && matches_search(key, &search)
+        };
         let mut items = Vec::new();
         let mut seen = 0;
         while items.len() < query.page_size && seen < MOST_SEEN {

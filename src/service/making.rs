@@ -242,8 +242,8 @@ impl Service {
         let known = self.hsm.import_algorithms();
         if !known.is_empty() && !known.contains(&sealed.algorithm) {
             let message = format!("the HSM cannot unwrap {}", sealed.algorithm.name());
-            let field = Some("material.algorithm");
-            return Err(Error { field, ..Error::new(Reason::AlgorithmUnsupported, message) });
+            let error = Error::new(Reason::AlgorithmUnsupported, message);
+            return Err(error.of_field("material.algorithm"));
         }
         Ok(Material::Import { pair: token.object, nonce: token.nonce, sealed })
     }
@@ -292,18 +292,16 @@ impl Rotator<'_> {
 }
 
 fn check_material(key: &Key, given: bool) -> Result<(), Error> {
-    let field = Some("material");
-    match (key.imported, given) {
-        (true, true) | (false, false) => Ok(()),
-        (true, false) => Err(Error {
-            field,
-            ..Error::new(Reason::MaterialRequired, "an imported key is rotated by new material")
-        }),
-        (false, true) => Err(Error {
-            field,
-            ..Error::new(Reason::MaterialRefused, "a generated key is rotated without material")
-        }),
-    }
+    let (reason, message) = match (key.imported, given) {
+        (true, true) | (false, false) => return Ok(()),
+        (true, false) => {
+            (Reason::MaterialRequired, "an imported key is rotated by new material")
+        }
+        (false, true) => {
+            (Reason::MaterialRefused, "a generated key is rotated without material")
+        }
+    };
+    Err(Error::new(reason, message).of_field("material").about(key.name()))
 }
 
 /// Looked at again under the key's lock: someone may have rotated it meanwhile.

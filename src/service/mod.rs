@@ -6,13 +6,25 @@
 //! authentication, permission, form, existence, state, timing, HSM.
 
 mod admin;
+mod budget;
 mod crypto;
+mod imports;
+mod instances;
 mod keys;
 mod listing;
+mod making;
+mod purge;
 mod reconcile;
+mod registrations;
 mod registry;
+mod requests;
+mod rings;
+mod scheduler;
+mod tenants;
 
 use std::borrow::Cow;
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,19 +35,28 @@ use uuid::Uuid;
 
 pub use admin::{HsmReport, ServerReport};
 pub use crypto::{DekAction, DekAnswer, DekRequest};
-pub use keys::{NewKey, RequestId, Update};
+pub use imports::TokenAndAlgorithms;
+pub use instances::{InstanceReport, Metrics, NewInstance};
+pub use keys::Update;
 pub use listing::{AuditQuery, KeyQuery, Listed, VersionsOfKey};
+pub use making::NewKey;
+pub use registrations::{NewRegistration, RegistrationUpdate, RegistrationsWanted};
+pub use requests::RequestId;
+pub use rings::RingReport;
 
 use crate::audit::Audit;
+use crate::clock::{Clock, ClockSource, Trust};
+use crate::domain::event::DAEMON;
 use crate::domain::{
-    Bindings, Event, InstanceId, Key, KeyAction, KeyState, Malformed, Outcome, Permission,
-    PrincipalId, Profile, Timestamp,
+    Binding, Bindings, Event, Instance, InstanceId, Ipv4Net, Key, KeyAction, KeyState, Malformed,
+    Moment, Outcome, Permission, PrincipalId, Profile,
 };
 use crate::error::{Error, Reason};
 use crate::hsm::Hsm;
-use crate::store::{Change, Store};
+use crate::store::{Change, InstanceWrite, Snapshot, Store};
 use reconcile::Intents;
 use registry::Registry;
+use tenants::Tenants;
 
 /// One method of the API, as far as the use cases must know it. The methods
 /// themselves are rows in `api/methods.rs`.
@@ -56,8 +77,12 @@ pub struct Caller {
     pub principal: Option<PrincipalId>,
     /// Address of the socket.
     pub source_address: String,
+    /// The same without the port, for policies; `None` if there is none.
+    pub source_ip: Option<IpAddr>,
     /// The caller's own id of the request, or one made for it.
     pub request_id: String,
+    /// When the request came.
+    pub began: Instant,
     /// Until when the caller waits.
     pub deadline: Instant,
 }
@@ -101,10 +126,18 @@ pub struct Settings {
     pub crn_prefix: String,
     /// Longest time that an object may take to be made or destroyed in the HSM.
     pub object_deadline: Duration,
+    /// What the policy `allowed_network` calls private.
+    pub private_networks: Vec<Ipv4Net>,
 }
 
-/// The clock, which `app.rs` owns.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+/// Who may do what by the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Configured {
+    /// Roles on instances.
+    pub bindings: Vec<Binding>,
+    /// Who may make and delete instances.
+    pub operators: Vec<PrincipalId>,
+}
 
 /// The use cases, with all that they act through.
 pub struct Service {
@@ -114,16 +147,22 @@ pub struct Service {
     clock: Clock,
     settings: Settings,
     registry: Registry,
+    tenants: Tenants,
+    /// Instances are made one at a time (docs/adr/0004).
+    making_instances: tokio::sync::Mutex<()>,
     bindings: ArcSwap<Bindings>,
+    configured: Configured,
+    /// Bindings that the store holds.
+    stored_bindings: Mutex<Vec<Binding>>,
     intents: Intents,
     /// Changes run here, so that a caller who hangs up does not interrupt one.
     changes: TaskTracker,
     /// Equal ones wait for each other.
-    under_way: Mutex<keys::UnderWay>,
+    under_way: Mutex<requests::UnderWay>,
     /// Events that are durable in the store's outbox and not yet in the audit log.
     unpublished: Mutex<Vec<Event>>,
     boot_id: Uuid,
-    started: Timestamp,
+    started: Moment,
 }
 
 impl Service {
@@ -133,32 +172,71 @@ impl Service {
     /// If the store cannot be read, or holds what it must not.
     pub fn load(
         (hsm, store, audit): (Hsm, Arc<dyn Store>, Audit),
-        bindings: Bindings,
+        configured: Configured,
         settings: Settings,
-        clock: Clock,
+        (source, trust): (ClockSource, Trust),
     ) -> Result<Arc<Self>, Error> {
-        let snapshot = store.load()?;
-        let known: Vec<_> = snapshot.outbox.iter().map(|event| event.id).collect();
+        let Snapshot {
+            keys,
+            intents,
+            outbox,
+            instances,
+            rings,
+            bindings,
+            import_tokens,
+            registered,
+            wrap_grants,
+            clock,
+        } = store.load()?;
+        let known: Vec<_> = outbox.iter().map(|event| event.id).collect();
         let in_log = audit.contains_recent(&known)?;
         let (published, unpublished): (Vec<_>, Vec<_>) =
-            snapshot.outbox.into_iter().zip(in_log).partition(|(_, in_log)| *in_log);
+            outbox.into_iter().zip(in_log).partition(|(_, in_log)| *in_log);
+        let clock = Clock::new(source, clock.as_ref(), trust);
+        let missing = missing_instances(&instances, &keys, &configured);
         let service = Arc::new(Self {
-            registry: Registry::new(snapshot.keys),
-            bindings: ArcSwap::from_pointee(bindings),
-            intents: Intents::new(snapshot.intents),
+            intents: Intents::new(intents, &keys),
+            registry: Registry::new(keys, &registered, &wrap_grants),
+            tenants: Tenants::new(instances, rings, import_tokens),
+            making_instances: tokio::sync::Mutex::default(),
+            bindings: ArcSwap::default(),
+            configured,
+            stored_bindings: Mutex::new(bindings),
             changes: TaskTracker::new(),
             under_way: Mutex::default(),
             unpublished: Mutex::new(unpublished.into_iter().map(|(event, _)| event).collect()),
             boot_id: Uuid::new_v4(),
-            started: clock(),
+            started: clock.now(),
             hsm,
             store,
             audit,
             clock,
             settings,
         });
+        service.rebind(|_stored| {});
+        for id in missing {
+            service.add_configured(id);
+        }
         service.forget_published(published.into_iter().map(|(event, _)| event.id).collect());
         Ok(service)
+    }
+
+    /// An instance that the configuration names, or a key from before there were
+    /// instances. Not waited for: if it is lost in a crash it is added again.
+    fn add_configured(&self, id: InstanceId) {
+        let instance = Instance::configured(id);
+        self.tenants.insert(instance.clone());
+        let instance = Some(InstanceWrite::Insert(instance, Vec::new()));
+        drop(self.store.commit(Change { instance, ..Change::default() }));
+    }
+
+    /// Alters the bindings that the store holds, and with them who may do what.
+    fn rebind(&self, alter: impl FnOnce(&mut Vec<Binding>)) {
+        let mut stored = self.stored_bindings.lock();
+        alter(&mut stored);
+        let Configured { bindings, operators } = self.configured.clone();
+        let bindings = bindings.into_iter().chain(stored.iter().cloned());
+        self.bindings.store(Arc::new(Bindings::new(bindings, operators)));
     }
 
     /// Lets a caller in who has the method's permission: on the instance that
@@ -175,7 +253,10 @@ impl Service {
         let principal = caller.principal.as_ref().ok_or_else(Error::unauthenticated)?;
         let bindings = self.bindings.load();
         let allowed = match instance {
-            Ok(Some(instance)) => bindings.allow(principal, method.permission, instance),
+            Ok(Some(instance)) => {
+                bindings.allow(principal, method.permission, instance)
+                    && self.answers(caller, principal, method.permission, instance)
+            }
             Ok(None) | Err(_) => bindings.allow_anywhere(principal, method.permission),
         };
         if !allowed {
@@ -183,6 +264,35 @@ impl Service {
         }
         instance?;
         Ok(Call { caller: Arc::clone(caller), principal: principal.clone(), method })
+    }
+
+    /// Whether the instance is there and its policies let the caller in from where
+    /// it is. An operator who manages the instance gets at its policies from
+    /// everywhere: else a wrong one could never be put right.
+    fn answers(
+        &self,
+        caller: &Caller,
+        principal: &PrincipalId,
+        permission: Permission,
+        instance: &InstanceId,
+    ) -> bool {
+        let Some(tenant) = self.tenants.open(instance) else { return false };
+        let rescue = permission == Permission::ManagePolicies
+            && self.configured.operators.contains(principal);
+        let policies = &tenant.info().policies;
+        rescue || policies.allow_caller(caller.source_ip, &self.settings.private_networks)
+    }
+
+    /// Counts a call, where the instance's metrics policy wants it.
+    fn count_call(&self, caller: &Caller, action: &'static str, event: &Event) {
+        let Ok(instance) = event.instance.parse() else { return };
+        if let Some(tenant) = self.tenants.open(&instance) {
+            let reason = match &event.outcome {
+                Outcome::Success => "",
+                Outcome::Refused(reason) => reason,
+            };
+            tenant.count_call(action, reason, caller.began.elapsed());
+        }
     }
 
     /// Ends a call: its record is durable before the answer leaves, a refusal's too.
@@ -197,11 +307,16 @@ impl Service {
         result: Result<Answer<T>, Error>,
     ) -> Result<T, Error> {
         let outcome = match &result {
-            Ok(Answer { about: None, .. }) => return result.map(|answer| answer.value),
+            Ok(Answer { about: None, .. }) => {
+                let done = self.event(caller, method.action, (subject, Outcome::Success));
+                self.count_call(caller, method.action, &done);
+                return result.map(|answer| answer.value);
+            }
             Ok(Answer { about: Some(about), .. }) => (about.as_str(), Outcome::Success),
             Err(error) => (error.subject.as_deref().unwrap_or(subject), refused(error)),
         };
         let event = self.event(caller, method.action, outcome);
+        self.count_call(caller, method.action, &event);
         self.append(vec![event], caller.deadline).await?;
         result.map(|answer| answer.value)
     }
@@ -212,6 +327,7 @@ impl Service {
         self.changes.close();
         self.changes.wait().await;
         self.publish_rest().await;
+        self.note_clock().await;
     }
 
     /// Tries again to write events to the audit log that could not be.
@@ -220,9 +336,9 @@ impl Service {
         self.publish(waiting).await;
     }
 
-    /// By the daemon's clock.
-    pub fn now(&self) -> Timestamp {
-        (self.clock)()
+    /// By both clocks.
+    pub fn now(&self) -> Moment {
+        self.clock.now()
     }
 
     /// Settings of the use cases.
@@ -231,8 +347,8 @@ impl Service {
     }
 
     /// Whether the key's state at `now` allows `action`.
-    fn permit(&self, key: &Key, action: KeyAction, now: Timestamp) -> Result<(), Error> {
-        let permitted = key.state(now).permit(action, self.settings.profile);
+    fn permit(&self, key: &Key, action: KeyAction, now: Moment) -> Result<(), Error> {
+        let permitted = key.permit(action, now, self.settings.profile);
         permitted.map_err(|refused| Error::from(refused).about(key.name()))
     }
 
@@ -274,7 +390,7 @@ impl Service {
         let principal = caller.principal.as_ref().map_or("", PrincipalId::as_str);
         Event {
             id: *Uuid::new_v4().as_bytes(),
-            time: self.now(),
+            time: self.now().time,
             action: Cow::Borrowed(action),
             principal: principal.into(),
             source_address: caller.source_address.clone(),
@@ -287,6 +403,36 @@ impl Service {
             details: Vec::new(),
         }
     }
+}
+
+/// The record of what the daemon does by itself.
+fn daemon_event(action: &'static str, now: Moment, subject: &str) -> Event {
+    Event {
+        id: *Uuid::new_v4().as_bytes(),
+        time: now.time,
+        action: Cow::Borrowed(action),
+        principal: DAEMON.into(),
+        source_address: String::new(),
+        instance: instance_in(subject).into(),
+        subject: subject.into(),
+        key_version: String::new(),
+        resource: String::new(),
+        outcome: Outcome::Success,
+        request_id: String::new(),
+        details: Vec::new(),
+    }
+}
+
+/// Instances that keys or configuration name and the store does not hold.
+fn missing_instances(
+    instances: &[Instance],
+    keys: &[Key],
+    configured: &Configured,
+) -> BTreeSet<InstanceId> {
+    let named = keys.iter().map(|key| &key.instance);
+    let named = named.chain(configured.bindings.iter().map(|binding| &binding.instance));
+    let known: HashSet<_> = instances.iter().map(|instance| &instance.id).collect();
+    named.filter(|id| !known.contains(id)).cloned().collect()
 }
 
 fn refused(error: &Error) -> Outcome {

@@ -13,9 +13,9 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::Service;
-use crate::domain::event::DAEMON;
-use crate::domain::{Event, KeyId, ObjectId, Outcome};
+use super::{Service, daemon_event};
+use crate::domain::import_token::NONCE_BYTES;
+use crate::domain::{Event, Key, KeyId, ObjectId, SealedMaterial};
 use crate::error::{Error, Reason};
 use crate::hsm::{Health, Hsm, HsmError, Sealed};
 use crate::store::{Change, Intent, IntentStage};
@@ -38,10 +38,33 @@ pub(super) struct Disagreement {
     pub(super) missing: usize,
 }
 
+/// Where the material of a new root key comes from.
+#[derive(Clone, Debug)]
+pub(super) enum Material {
+    /// The HSM generates it.
+    Generate,
+    /// The HSM unwraps it.
+    Import {
+        /// The pair that it is sealed to.
+        pair: ObjectId,
+        /// What must come out of its encrypted nonce.
+        nonce: [u8; NONCE_BYTES],
+        /// What the importer sent.
+        sealed: SealedMaterial,
+    },
+}
+
 impl Intents {
-    /// Those that a crash left.
-    pub(super) fn new(left: Vec<Intent>) -> Self {
-        let left = left.into_iter().map(|intent| (intent.object, Open { intent, busy: false }));
+    /// Those that a crash left. The purge of a key goes on as such (`purge.rs`), and
+    /// its intents are not to be undone one by one.
+    pub(super) fn new(left: Vec<Intent>, keys: &[Key]) -> Self {
+        let purging = keys.iter().filter(|key| key.history.purging.is_some());
+        let purging = purging.flat_map(|key| key.versions.iter());
+        let purging: HashSet<_> = purging.map(|version| version.object).collect();
+        let left = left.into_iter().map(|intent| {
+            let busy = purging.contains(&intent.object);
+            (intent.object, Open { intent, busy })
+        });
         Self(Mutex::new(left.collect()))
     }
 
@@ -50,7 +73,8 @@ impl Intents {
         self.0.lock().remove(&object);
     }
 
-    fn begin(&self, intent: Intent) {
+    /// Somebody is at work on it.
+    pub(super) fn begin(&self, intent: Intent) {
         self.0.lock().insert(intent.object, Open { intent, busy: true });
     }
 
@@ -87,9 +111,10 @@ impl Service {
         self: &Arc<Self>,
         key: KeyId,
         purpose: String,
+        material: Material,
     ) -> Result<(ObjectId, Sealed), Error> {
         for _ in 1..OBJECT_TRIES {
-            match self.make_one_object(key, purpose.clone()).await {
+            match self.make_one_object(key, purpose.clone(), material.clone()).await {
                 // The token made it badly: it is undone, and another one is made.
                 Err(error) if matches!(error.reason, Reason::Internal | Reason::HsmKeyMissing) => {
                     tracing::warn!(purpose, %error, "a root key was made badly; trying again");
@@ -97,38 +122,58 @@ impl Service {
                 made => return made,
             }
         }
-        self.make_one_object(key, purpose).await
+        self.make_one_object(key, purpose, material).await
     }
 
     async fn make_one_object(
         self: &Arc<Self>,
         key: KeyId,
         purpose: String,
+        material: Material,
     ) -> Result<(ObjectId, Sealed), Error> {
         let object = ObjectId::from(Uuid::new_v4());
-        let stage = IntentStage::Creating;
-        let intent = Intent { object, key, stage, begun: self.now(), purpose };
-        self.intents.begin(intent.clone());
-        if let Err(error) =
-            self.store.commit(Change { begin: vec![intent], ..Change::default() }).await
-        {
-            self.intents.end(object);
-            return Err(error.into());
-        }
+        let (stage, begun) = (IntentStage::Creating, self.now().time);
+        self.begin_intent(Intent { object, key, stage, begun, purpose }).await?;
         // Not the caller's deadline: the HSM should be done before it is undone.
         let deadline = Instant::now() + self.settings.object_deadline;
-        match self.hsm.generate(object, deadline).await {
+        let made = match material {
+            Material::Generate => self.hsm.generate(object, deadline).await,
+            Material::Import { pair, nonce, sealed } => {
+                self.hsm.import(object, pair, sealed, nonce, deadline).await
+            }
+        };
+        match made {
             Ok(check_value) => Ok((object, check_value)),
-            Err(error @ (HsmError::Deadline | HsmError::Unavailable)) => {
-                // It may be at work on it even now: undone later, not at once.
-                self.intents.put_back(object);
-                Err(error.into())
-            }
-            Err(error) => {
-                self.abandon(object);
-                Err(error.into())
-            }
+            Err(error) => Err(self.not_made(object, error)),
         }
+    }
+
+    /// Makes an intent durable, and notes that somebody is at work on it.
+    pub(super) async fn begin_intent(&self, intent: Intent) -> Result<(), Error> {
+        let object = intent.object;
+        self.intents.begin(intent.clone());
+        let begun = self.store.commit(Change { begin: vec![intent], ..Change::default() }).await;
+        if begun.is_err() {
+            self.intents.end(object);
+        }
+        Ok(begun?)
+    }
+
+    /// What is to be done about an object that the HSM did not make well.
+    pub(super) fn not_made(self: &Arc<Self>, object: ObjectId, error: HsmError) -> Error {
+        if matches!(error, HsmError::Deadline | HsmError::Unavailable) {
+            // It may be at work on it even now: undone later, not at once.
+            self.intents.put_back(object);
+        } else {
+            self.abandon(object);
+        }
+        error.into()
+    }
+
+    /// Destroys an object whose intent is durably in the stage Destroying.
+    pub(super) async fn wipe(&self, object: ObjectId) -> Result<(), Error> {
+        let deadline = Instant::now() + self.settings.object_deadline;
+        Ok(self.hsm.destroy(object, deadline).await?)
     }
 
     /// Gives an object up that no key names: it is destroyed, now or later.
@@ -180,8 +225,7 @@ impl Service {
             self.store.commit(change).await?;
             self.intents.note_destroying(object);
         }
-        let deadline = Instant::now() + self.settings.object_deadline;
-        self.hsm.destroy(object, deadline).await?;
+        self.wipe(object).await?;
         let event = self.undo_event(intent);
         let change = Change { end: vec![object], events: vec![event.clone()], ..Change::default() };
         self.store.commit(change).await?;
@@ -191,20 +235,11 @@ impl Service {
     }
 
     fn undo_event(&self, intent: &Intent) -> Event {
-        Event {
-            id: *Uuid::new_v4().as_bytes(),
-            time: self.now(),
-            action: "rootkeyd.intent.undo".into(),
-            principal: DAEMON.into(),
-            source_address: String::new(),
-            instance: super::instance_in(intent.purpose.rsplit(' ').next().unwrap_or("")).into(),
-            subject: intent.purpose.clone(),
-            key_version: String::new(),
-            resource: String::new(),
-            outcome: Outcome::Success,
-            request_id: String::new(),
-            details: vec![("object".into(), intent.object.to_string())],
-        }
+        let instance = intent.purpose.rsplit(' ').next().unwrap_or("");
+        let mut event = daemon_event("rootkeyd.intent.undo", self.now(), instance);
+        event.subject.clone_from(&intent.purpose);
+        event.details = vec![("object".into(), intent.object.to_string())];
+        event
     }
 
     /// Where HSM and store do not agree now; `None` while the token is away.
@@ -214,9 +249,14 @@ impl Service {
         let named: HashSet<ObjectId> =
             keys.iter().flat_map(|key| key.versions.iter()).map(|version| version.object).collect();
         let begun: HashSet<ObjectId> = self.intents.objects().into_iter().collect();
+        let tokens = self.tenants.with_token().into_iter().filter_map(|it| it.import_token());
+        let pairs: HashSet<ObjectId> = tokens.map(|token| token.object).collect();
+        let stray = |id: &&ObjectId| !named.contains(id) && !begun.contains(id);
+        let shown_pairs = self.hsm.import_pairs().unwrap_or_default();
+        let stray_pairs = shown_pairs.iter().filter(|id| !pairs.contains(id) && stray(id));
         Some(Disagreement {
-            orphans: shown.iter().filter(|id| !named.contains(id) && !begun.contains(id)).count(),
-            missing: named.difference(&shown).count(),
+            orphans: shown.iter().filter(stray).count() + stray_pairs.count(),
+            missing: named.difference(&shown).filter(|id| !begun.contains(id)).count(),
         })
     }
 

@@ -234,6 +234,14 @@ impl Registry {
         ids.filter_map(|(_, id)| index.slots.get(id)).map(|slot| slot.key()).collect()
     }
 
+    /// Keys that a ring holds. Looks at every key of the instance.
+    pub(super) fn in_ring(&self, instance: &InstanceId, ring: &KeyRingId) -> Vec<Arc<Slot>> {
+        let index = self.0.read();
+        let order = index.order.get(instance).into_iter().flatten();
+        let slots = order.filter_map(|(_, id)| index.slots.get(id));
+        slots.filter(|slot| slot.key.load().ring == *ring).cloned().collect()
+    }
+
     /// Every key.
     pub(super) fn all(&self) -> Vec<Arc<Key>> {
         self.0.read().slots.values().map(|slot| slot.key()).collect()

@@ -139,6 +139,20 @@ impl Tenants {
         tenants.range::<InstanceId, _>((from, Unbounded)).take(most).map(|(_, t)| t.clone()).collect()
     }
 
+    /// Instances that are deleted.
+    pub(super) fn deleted(&self) -> Vec<Arc<Tenant>> {
+        self.those(|tenant| tenant.info.load().deleted.is_some())
+    }
+
+    /// Instances that have an import token, ended or not.
+    pub(super) fn with_token(&self) -> Vec<Arc<Tenant>> {
+        self.those(|tenant| tenant.import_token.load().is_some())
+    }
+
+    fn those(&self, wanted: impl Fn(&Tenant) -> bool) -> Vec<Arc<Tenant>> {
+        self.0.read().values().filter(|tenant| wanted(tenant)).cloned().collect()
+    }
+
     /// Holds a ring of an instance.
     ///
     /// # Errors

@@ -2,48 +2,29 @@
 
 use std::sync::Arc;
 
-use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::super::{convert, methods, pb};
-use super::{Edge, enter_instance, enter_key, scope};
-use crate::domain::{InstanceId, Key, Malformed};
-use crate::error::Error;
-use crate::service::{Listed, Method};
+use super::{Edge, enter_instance, enter_key};
+use crate::domain::{Force, Key};
+use crate::service::{Listed, Service};
 use pb::key_service_server::KeyService;
 
 impl Edge {
     /// A call about a key that answers with the key.
     fn encode_key(&self) -> impl FnOnce(Arc<Key>) -> pb::Key {
-        let (crn_prefix, now) = (Arc::clone(&self.crn_prefix), self.service.now());
-        move |key| convert::key(&key, &crn_prefix, now)
+        let (service, crn_prefix) = (Arc::clone(&self.service), Arc::clone(&self.crn_prefix));
+        move |key| shown(&service, &crn_prefix, &key)
     }
+}
 
-    fn not_yet<Q, T>(
-        &self,
-        method: &'static Method,
-        request: Request<Q>,
-        subject: fn(&Q) -> &str,
-        instance: fn(&Q) -> Result<InstanceId, Malformed>,
-    ) -> impl Future<Output = Result<Response<T>, Status>> {
-        self.run(
-            method,
-            request,
-            subject,
-            move |service, caller, message| async move {
-                let instance = instance(&message);
-                service.enter(&caller, method, scope(&instance))?;
-                instance?;
-                Err(Error::unimplemented(method.name))
-            },
-            |never: std::convert::Infallible| match never {},
-        )
-    }
+fn shown(service: &Service, crn_prefix: &str, key: &Key) -> pb::Key {
+    convert::key(key, service.registered_against(key), crn_prefix, service.now())
 }
 
 /// A method of KeyService that changes one key: enter, then the use case.
 macro_rules! change_key {
-    ($self:ident, $request:ident, $method:ident, $use_case:ident) => {
+    ($self:ident, $request:ident, $method:ident, $use_case:ident, $($field:ident)?) => {
         $self
             .run(
                 &methods::$method,
@@ -52,7 +33,7 @@ macro_rules! change_key {
                 |service, caller, message| async move {
                     let (call, name) =
                         enter_key(&service, &caller, &methods::$method, &message.name)?;
-                    service.$use_case(&call, name, message.etag).await
+                    service.$use_case(&call, name $(, message.$field)?).await
                 },
                 $self.encode_key(),
             )
@@ -85,8 +66,19 @@ impl KeyService for Edge {
         &self,
         request: Request<pb::ImportKeyRequest>,
     ) -> Result<Response<pb::Key>, Status> {
-        let instance = |message: &pb::ImportKeyRequest| InstanceId::from_parent(&message.parent);
-        self.not_yet(&methods::IMPORT_KEY, request, |message| &message.parent, instance).await
+        self.run(
+            &methods::IMPORT_KEY,
+            request,
+            |message| &message.parent,
+            |service, caller, message| async move {
+                let (call, instance) =
+                    enter_instance(&service, &caller, &methods::IMPORT_KEY, &message.parent)?;
+                let (new, request_id) = convert::imported_key(instance, message)?;
+                service.create_key(&call, new, request_id).await
+            },
+            self.encode_key(),
+        )
+        .await
     }
 
     async fn get_key(
@@ -110,7 +102,7 @@ impl KeyService for Edge {
         &self,
         request: Request<pb::ListKeysRequest>,
     ) -> Result<Response<pb::ListKeysResponse>, Status> {
-        let (crn_prefix, now) = (Arc::clone(&self.crn_prefix), self.service.now());
+        let (shows, crn_prefix) = (Arc::clone(&self.service), Arc::clone(&self.crn_prefix));
         self.run(
             &methods::LIST_KEYS,
             request,
@@ -121,7 +113,7 @@ impl KeyService for Edge {
                 service.list_keys(&call, &convert::key_query(instance, message)?)
             },
             |Listed { items, next_page_token }| pb::ListKeysResponse {
-                keys: items.iter().map(|key| convert::key(key, &crn_prefix, now)).collect(),
+                keys: items.iter().map(|key| shown(&shows, &crn_prefix, key)).collect(),
                 next_page_token,
             },
         )
@@ -159,15 +151,8 @@ impl KeyService for Edge {
             |service, caller, message| async move {
                 let (call, key) =
                     enter_key(&service, &caller, &methods::ROTATE_KEY, &message.name)?;
-                let request_id = convert::request_id("RotateKey", &message.request_id, || {
-                    pb::RotateKeyRequest { request_id: String::new(), ..message.clone() }
-                        .encode_to_vec()
-                })?;
-                let pb::RotateKeyRequest { name: _, material, etag, request_id: _ } = message;
-                if material.is_some() {
-                    return Err(Error::unimplemented("material, of an imported key,"));
-                }
-                service.rotate_key(&call, key, etag, request_id).await
+                let (asked, request_id) = convert::rotation(message)?;
+                service.rotate_key(&call, key, asked, request_id).await
             },
             self.encode_key(),
         )
@@ -178,52 +163,72 @@ impl KeyService for Edge {
         &self,
         request: Request<pb::DisableKeyRequest>,
     ) -> Result<Response<pb::Key>, Status> {
-        change_key!(self, request, DISABLE_KEY, disable_key)
+        change_key!(self, request, DISABLE_KEY, disable_key, etag)
     }
 
     async fn enable_key(
         &self,
         request: Request<pb::EnableKeyRequest>,
     ) -> Result<Response<pb::Key>, Status> {
-        change_key!(self, request, ENABLE_KEY, enable_key)
+        change_key!(self, request, ENABLE_KEY, enable_key, etag)
     }
 
     async fn set_key_for_deletion(
         &self,
         request: Request<pb::SetKeyForDeletionRequest>,
     ) -> Result<Response<pb::Key>, Status> {
-        let method = &methods::SET_KEY_FOR_DELETION;
-        self.not_yet(method, request, |m| &m.name, |m| instance_of(&m.name)).await
+        change_key!(self, request, SET_KEY_FOR_DELETION, set_key_for_deletion,)
     }
 
     async fn unset_key_for_deletion(
         &self,
         request: Request<pb::UnsetKeyForDeletionRequest>,
     ) -> Result<Response<pb::Key>, Status> {
-        let method = &methods::UNSET_KEY_FOR_DELETION;
-        self.not_yet(method, request, |m| &m.name, |m| instance_of(&m.name)).await
+        change_key!(self, request, UNSET_KEY_FOR_DELETION, unset_key_for_deletion,)
     }
 
     async fn delete_key(
         &self,
         request: Request<pb::DeleteKeyRequest>,
     ) -> Result<Response<pb::Key>, Status> {
-        // `force` is about registrations, of which no key has any yet.
-        change_key!(self, request, DELETE_KEY, delete_key)
+        self.run(
+            &methods::DELETE_KEY,
+            request,
+            |message| &message.name,
+            |service, caller, message| async move {
+                let pb::DeleteKeyRequest { name, etag, force } = message;
+                let (call, name) = enter_key(&service, &caller, &methods::DELETE_KEY, &name)?;
+                let force = if force { Force::Yes } else { Force::No };
+                service.delete_key(&call, name, (etag, force)).await
+            },
+            self.encode_key(),
+        )
+        .await
     }
 
     async fn restore_key(
         &self,
         request: Request<pb::RestoreKeyRequest>,
     ) -> Result<Response<pb::Key>, Status> {
-        change_key!(self, request, RESTORE_KEY, restore_key)
+        change_key!(self, request, RESTORE_KEY, restore_key, etag)
     }
 
     async fn purge_key(
         &self,
         request: Request<pb::PurgeKeyRequest>,
     ) -> Result<Response<pb::PurgeKeyResponse>, Status> {
-        self.not_yet(&methods::PURGE_KEY, request, |m| &m.name, |m| instance_of(&m.name)).await
+        self.run(
+            &methods::PURGE_KEY,
+            request,
+            |message| &message.name,
+            |service, caller, message| async move {
+                let (call, name) =
+                    enter_key(&service, &caller, &methods::PURGE_KEY, &message.name)?;
+                service.purge_key(&call, name).await
+            },
+            |purged| pb::PurgeKeyResponse { purge_time: Some(convert::pb_timestamp(purged)) },
+        )
+        .await
     }
 
     async fn list_key_versions(
@@ -249,8 +254,4 @@ impl KeyService for Edge {
         )
         .await
     }
-}
-
-fn instance_of(name: &str) -> Result<InstanceId, Malformed> {
-    convert::key_name(name).map(|name| name.instance)
 }

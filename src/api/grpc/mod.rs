@@ -5,7 +5,10 @@
 mod admin;
 mod audit;
 mod crypto;
+mod import;
 mod keys;
+mod registrations;
+mod tenancy;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -103,12 +106,15 @@ fn caller_of<Q>(request: &Request<Q>) -> Caller {
 /// The same, before the request is tonic's.
 pub(super) fn caller_in(headers: &HeaderMap, extensions: &Extensions) -> Caller {
     let peer = extensions.get::<Peer>();
+    let began = Instant::now();
     let wait = timeout_in(headers).unwrap_or(DEFAULT_DEADLINE).min(LONGEST_DEADLINE);
     Caller {
         principal: peer.and_then(|peer| peer.principal.clone()),
         source_address: peer.map(|peer| peer.address.to_string()).unwrap_or_default(),
+        source_ip: peer.map(|peer| peer.address.ip()),
         request_id: request_id_in(headers),
-        deadline: Instant::now() + wait,
+        began,
+        deadline: began + wait,
     }
 }
 

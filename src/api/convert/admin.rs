@@ -1,0 +1,117 @@
+//! Messages of AuditService and AdminService.
+
+use super::super::pb;
+use super::{count, page_size_of, pb_timestamp};
+use crate::audit::Record;
+use crate::domain::{Event, InstanceId, KeyName, Malformed, Outcome};
+use crate::service::{AuditQuery, HsmReport, ServerReport};
+
+/// Which audit records to list.
+///
+/// # Errors
+/// FIELD_INVALID, also for a key of another instance.
+pub(in crate::api) fn audit_query(
+    instance: InstanceId,
+    request: pb::ListAuditEventsRequest,
+) -> Result<AuditQuery, Malformed> {
+    let pb::ListAuditEventsRequest { parent: _, page_size, page_token, key } = request;
+    let key = match key.as_str() {
+        "" => None,
+        name => Some(name.parse::<KeyName>().map_err(|malformed| malformed.of("key"))?),
+    };
+    if key.as_ref().is_some_and(|key| key.instance != instance) {
+        return Err(Malformed::new("key", "must be of the parent's instance"));
+    }
+    let page_size = page_size_of(page_size)?;
+    Ok(AuditQuery { instance, page_size, page_token, key })
+}
+
+/// One record of the audit log.
+pub(in crate::api) fn audit_event(record: Record) -> pb::AuditEvent {
+    use pb::audit_event::Outcome as PbOutcome;
+    let Record { sequence, event, previous_hash, hash } = record;
+    let Event {
+        id: _,
+        time,
+        action,
+        principal,
+        source_address,
+        instance: _,
+        subject,
+        key_version,
+        resource,
+        outcome,
+        request_id,
+        details,
+    } = event;
+    let (outcome, reason) = match outcome {
+        Outcome::Success => (PbOutcome::Success, String::new()),
+        Outcome::Refused(reason) => (PbOutcome::Refused, reason.into_owned()),
+    };
+    pb::AuditEvent {
+        sequence,
+        time: Some(pb_timestamp(time)),
+        action: action.into_owned(),
+        principal,
+        source_address,
+        subject,
+        key_version,
+        resource,
+        outcome: outcome.into(),
+        reason,
+        request_id,
+        previous_hash: previous_hash.to_vec(),
+        hash: hash.to_vec(),
+        details: details.into_iter().collect(),
+    }
+}
+
+/// Which daemon answers.
+pub(in crate::api) fn server_info(report: ServerReport) -> pb::ServerInfo {
+    let ServerReport { boot_id, started, profile, keys, audit_events } = report;
+    pb::ServerInfo {
+        version: env!("CARGO_PKG_VERSION").into(),
+        boot_id,
+        start_time: Some(pb_timestamp(started)),
+        profile: profile.name().into(),
+        key_count: count(keys),
+        audit_event_count: audit_events,
+    }
+}
+
+/// What the HSM is and can do.
+pub(in crate::api) fn hsm_status(report: HsmReport) -> pb::HsmStatus {
+    let HsmReport {
+        problem,
+        module,
+        token_label,
+        workers,
+        token,
+        objects,
+        orphans,
+        missing,
+        round_trip,
+    } = report;
+    let mechanisms = token.iter().flat_map(|token| &token.mechanisms);
+    let mechanisms = mechanisms.map(|(name, used_for)| pb::hsm_status::Mechanism {
+        name: name.clone(),
+        used_for: used_for.unwrap_or_default().into(),
+    });
+    pb::HsmStatus {
+        ready: problem.is_none(),
+        problem: problem.unwrap_or_default(),
+        module,
+        mechanisms: mechanisms.collect(),
+        slot: token.as_ref().map_or(0, |token| token.slot),
+        library: token.as_ref().map(|token| token.library.clone()).unwrap_or_default(),
+        token_serial: token.map(|token| token.serial).unwrap_or_default(),
+        token_label,
+        workers: u32::try_from(workers).unwrap_or(u32::MAX),
+        objects: count(objects),
+        orphans: count(orphans),
+        missing: count(missing),
+        round_trip: round_trip.is_some(),
+        round_trip_micros: round_trip
+            .map_or(0, |took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+    }
+}
