@@ -212,7 +212,7 @@ mod tests {
     fn small_steps_are_followed() {
         let (source, set) = clocks("b");
         let clock = Clock::new(source, None, Trust::Seen);
-        for step in 1..100 {
+        for step in 1..100_u32 {
             *set.lock() = (1_000_000 + 40 * i64::from(step), 500 + u64::from(step));
             clock.now();
         }

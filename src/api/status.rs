@@ -88,8 +88,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::Malformed;
-    use crate::domain::deletion::NotNow;
+    use crate::domain::{Denied, Malformed};
 
     #[test]
     fn every_reason_becomes_a_status_with_its_code_and_error_info() {
@@ -117,7 +116,7 @@ mod tests {
         let violations = wrong.get_details_bad_request().unwrap().field_violations;
         assert_eq!(violations[0].field, "dek");
         let wait = Duration::from_secs(17);
-        let early = status(&NotNow::TooEarly { wait }.into(), "id");
+        let early = status(&Denied::TooEarly { what: "it rests", wait }.into(), "id");
         assert_eq!(early.get_details_retry_info().unwrap().retry_delay, Some(wait));
         assert!(early.get_details_precondition_failure().is_some());
     }

@@ -7,9 +7,11 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Change, Intent, IntentStage, KeyWrite, Request, Store, StoreError};
+use crate::domain::deletion::Authorization;
 use crate::domain::key::tests::key_at;
 use crate::domain::{
-    Event, Key, KeyDetails, KeyId, ObjectId, Outcome, Timestamp, Version, VersionId,
+    Event, Key, KeyDetails, KeyId, Moment, ObjectId, Outcome, RotationPeriod, RunTime, Timestamp,
+    Version, VersionId,
 };
 
 /// Runs the suite; `open` opens the store in a directory.
@@ -34,10 +36,11 @@ pub(super) fn run(open: impl Fn(&Path) -> Arc<dyn Store>) {
 }
 
 const T0: Timestamp = Timestamp::from_seconds(1_700_000_000);
+const M0: Moment = Moment { time: T0, run: RunTime::from_micros(77) };
 
 fn key(number: u8) -> Key {
     let id = KeyId::from_bytes([number; 16]);
-    let base = key_at(T0);
+    let base = key_at(M0);
     let version = Version {
         id: id.into(),
         object: ObjectId::from_bytes([number ^ 0x80; 16]),
@@ -57,7 +60,7 @@ fn update(key: &Key, from: u64) -> Change {
 
 fn with_aliases(key: &Key, aliases: &[&str]) -> Key {
     let aliases = aliases.iter().map(|alias| alias.parse().unwrap()).collect();
-    Key { details: KeyDetails { aliases, ..key.details.clone() }, ..key.changed(T0) }
+    Key { details: KeyDetails { aliases, ..key.details.clone() }, ..key.changed(M0) }
 }
 
 fn event(number: u8, outcome: Outcome) -> Event {
@@ -86,10 +89,17 @@ async fn keys_load_as_they_were_written(
     full.details.description = "für \"alles\"\0".replace('\0', "");
     full.details.tags = vec!["a b".into(), "ü".into()];
     full.imported = true;
+    full.ring = "boot_1".parse().unwrap();
+    full.rotation = RotationPeriod::from_days(90).ok();
+    full.dual_auth = true;
+    let by = "spiffe://td/a".parse().unwrap();
+    full.authorization = Some(Authorization { by, at: M0 });
+    full.history.purging = Some(M0);
+    full.history.expiry_noted = true;
     full.history.expires = Some(T0 + Duration::from_secs(9));
-    full.history.suspended = Some(Timestamp::from_micros(-1));
-    full.history.destroyed = Some(T0);
-    full.rotated = Some(T0);
+    full.history.suspended = Some(Moment { time: Timestamp::from_micros(-1), ..M0 });
+    full.history.destroyed = Some(M0);
+    full.rotated = Some(M0);
     let older = full.versions[0].clone();
     let newer = Version {
         id: VersionId::from_bytes([0x55; 16]),
@@ -112,10 +122,10 @@ async fn keys_load_as_they_were_written(
 async fn a_change_from_another_generation_conflicts(store: Arc<dyn Store>) {
     let first = key(1);
     store.commit(insert(&first)).await.unwrap();
-    let mut second = first.changed(T0);
-    second.history.suspended = Some(T0);
+    let mut second = first.changed(M0);
+    second.history.suspended = Some(M0);
     store.commit(update(&second, 1)).await.unwrap();
-    let late = store.commit(update(&first.changed(T0), 1)).await;
+    let late = store.commit(update(&first.changed(M0), 1)).await;
     assert!(matches!(late, Err(StoreError::Conflict)));
     let unknown = store.commit(update(&key(9), 1)).await;
     assert!(matches!(unknown, Err(StoreError::Conflict)));
@@ -125,7 +135,7 @@ async fn a_change_from_another_generation_conflicts(store: Arc<dyn Store>) {
 async fn versions_are_never_taken_away(store: Arc<dyn Store>) {
     let first = key(1);
     store.commit(insert(&first)).await.unwrap();
-    let mut rotated = first.changed(T0);
+    let mut rotated = first.changed(M0);
     let newer = Version {
         id: VersionId::from_bytes([0x55; 16]),
         object: ObjectId::from_bytes([0x66; 16]),
@@ -133,7 +143,7 @@ async fn versions_are_never_taken_away(store: Arc<dyn Store>) {
     };
     rotated.versions = Arc::from([first.versions[0].clone(), newer]);
     store.commit(update(&rotated, 1)).await.unwrap();
-    let fewer = Key { versions: first.versions.clone(), ..rotated.changed(T0) };
+    let fewer = Key { versions: first.versions.clone(), ..rotated.changed(M0) };
     assert!(matches!(store.commit(update(&fewer, 2)).await, Err(StoreError::Conflict)));
     assert_eq!(store.load().unwrap().keys, [rotated]);
 }
