@@ -79,7 +79,8 @@ impl Clock {
     pub fn new(source: ClockSource, noted: Option<&ClockReading>, trust: Trust) -> Self {
         let raw = (source.read)();
         let mut run = noted.map_or(RunTime::default(), |noted| noted.run);
-        let same_boot = noted.is_some_and(|noted| !noted.boot.is_empty() && noted.boot == source.boot);
+        let same_boot =
+            noted.is_some_and(|noted| !noted.boot.is_empty() && noted.boot == source.boot);
         if let Some(noted) = noted.filter(|_| same_boot) {
             run = run + Duration::from_micros(raw.steady.saturating_sub(noted.boot_time));
         }

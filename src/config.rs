@@ -287,7 +287,10 @@ impl File {
                 private_networks: networks(&listen.private_networks)?,
             },
             access: service::Configured {
-                bindings: bindings.into_iter().map(BindingTable::check).collect::<Result<_, _>>()?,
+                bindings: bindings
+                    .into_iter()
+                    .map(BindingTable::check)
+                    .collect::<Result<_, _>>()?,
                 operators: operators.iter().map(|id| operator(id)).collect::<Result<_, _>>()?,
             },
             log,
@@ -436,8 +439,17 @@ mod tests {
     #[test]
     fn the_example_documents_every_field() {
         // An unknown field is refused with a list of those that there are.
-        let tables =
-            ["", "[listen]", "[tls]", "[hsm]", "[import]", "[store]", "[audit]", "[log]", "[[bindings]]"];
+        let tables = [
+            "",
+            "[listen]",
+            "[tls]",
+            "[hsm]",
+            "[import]",
+            "[store]",
+            "[audit]",
+            "[log]",
+            "[[bindings]]",
+        ];
         for table in tables {
             let refusal = toml::from_str::<File>(&format!("{table}\nno_such_field = 1"));
             let refusal = refusal.map(drop).unwrap_err().to_string();

@@ -379,8 +379,9 @@ mod tests {
     fn a_date_can_be_wrong_while_time_passes_rightly() {
         let system = Timestamp::from_seconds(1_000);
         let at = |text: &str| parse_clocks(text).unwrap().at(system);
-        let raw = |time, steady: u64| {
-            RawTime { time: Timestamp::from_seconds(time), steady: steady * 1_000_000 }
+        let raw = |time, steady: u64| RawTime {
+            time: Timestamp::from_seconds(time),
+            steady: steady * 1_000_000,
         };
         assert_eq!(at("+31s"), raw(1_031, 1_031));
         assert_eq!(at("system wall +31s\n"), raw(1_031, 1_000));

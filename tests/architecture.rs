@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Module → modules of ours that it may use.
 #[rustfmt::skip]
-const MAY_USE: [(&str, &[&str]); 17] = [
+const MAY_USE: [(&str, &[&str]); 18] = [
     ("domain",    &[]),
     ("secret",    &[]),
     ("envelope",  &["domain", "secret", "error"]),
@@ -18,20 +18,21 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ("store",     &["domain", "secret", "error"]),
     ("audit",     &["domain", "secret", "error"]),
     ("auth",      &["domain", "secret", "error"]),
-    ("service",   &["domain", "envelope", "hsm", "store", "audit", "auth", "secret", "error"]),
+    ("clock",     &["domain", "store"]),
+    ("service",   &["domain", "envelope", "hsm", "store", "audit", "auth", "clock", "secret", "error"]),
     ("api",       &["service", "domain", "hsm", "audit", "auth", "secret", "error"]),
     ("config",    &["api", "service", "domain", "hsm", "audit"]),
     ("telemetry", &["config"]),
-    ("dev",       &["config", "service", "domain", "hsm", "secret"]),
-    ("app",       &["api", "service", "domain", "hsm", "store", "audit", "auth", "config", "error"]),
+    ("dev",       &["config", "clock", "domain", "hsm", "secret"]),
+    ("app",       &["api", "service", "domain", "hsm", "store", "audit", "auth", "config", "clock", "error"]),
     ("client",    &["api", "secret"]),
     ("cli",       &["client", "api", "secret"]),
-    ("bin",       &["app", "config", "dev", "telemetry", "cli", "client", "service"]),
+    ("bin",       &["app", "config", "dev", "telemetry", "cli", "client", "clock"]),
 ];
 
 /// Crate → modules that may name it.
 #[rustfmt::skip]
-const CRATES: [(&str, &[&str]); 16] = [
+const CRATES: [(&str, &[&str]); 19] = [
     ("tonic",        &["api", "client", "cli"]),
     ("tonic_types",  &["api", "client", "cli"]),
     ("tonic_health", &["api"]),
@@ -46,6 +47,9 @@ const CRATES: [(&str, &[&str]); 16] = [
     ("x509_parser",  &["auth", "cli"]),
     ("rcgen",        &["dev"]),
     ("aes_gcm",      &["cli"]),
+    ("aws_lc_rs",    &["api", "cli"]),
+    ("subtle",       &["hsm"]),
+    ("pem",          &["api", "cli"]),
     ("clap",         &["bin", "cli"]),
     ("tracing_subscriber", &["telemetry"]),
 ];

@@ -85,9 +85,9 @@ async fn every_method_leaves_a_record_with_its_action() {
         ("en", call!(keys.enable_key, "en", pb::EnableKeyRequest { name: name.clone(), etag: etag.clone() }), "TOO_EARLY", "kms.secrets.enable", &name),
         ("del", call!(keys.delete_key, "del", delete), "ok", "kms.secrets.delete", &name),
         ("res", call!(keys.restore_key, "res", pb::RestoreKeyRequest { name: name.clone(), etag: etag.clone() }), "KEY_NOT_IMPORTED", "kms.secrets.restore", &name),
-        ("imp", call!(keys.import_key, "imp", import), "UNIMPLEMENTED", "kms.secrets.create", &parent),
-        ("set", call!(keys.set_key_for_deletion, "set", pb::SetKeyForDeletionRequest { name: name.clone() }), "UNIMPLEMENTED", "kms.secrets.setkeyfordeletion", &name),
-        ("uns", call!(keys.unset_key_for_deletion, "uns", pb::UnsetKeyForDeletionRequest { name: name.clone() }), "UNIMPLEMENTED", "kms.secrets.unsetkeyfordeletion", &name),
+        ("imp", call!(keys.import_key, "imp", import), "FIELD_INVALID", "kms.secrets.create", &parent),
+        ("set", call!(keys.set_key_for_deletion, "set", pb::SetKeyForDeletionRequest { name: name.clone() }), "KEY_DESTROYED", "kms.secrets.setkeyfordeletion", &name),
+        ("uns", call!(keys.unset_key_for_deletion, "uns", pb::UnsetKeyForDeletionRequest { name: name.clone() }), "KEY_DESTROYED", "kms.secrets.unsetkeyfordeletion", &name),
         ("pur", call!(keys.purge_key, "pur", pb::PurgeKeyRequest { name: name.clone() }), "PERMISSION_DENIED", "kms.secrets.purge", &name),
         ("aud", call!(audit.list_audit_events, "aud", audit), "ok", "rootkeyd.audit.list", &parent),
     ];

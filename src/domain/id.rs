@@ -293,10 +293,8 @@ impl FromStr for RegistrationName {
     type Err = Malformed;
 
     fn from_str(text: &str) -> Result<Self, Malformed> {
-        let problem = Malformed::new(
-            "name",
-            "must be instances/{instance}/keys/{uuid}/registrations/{uuid}",
-        );
+        let problem =
+            Malformed::new("name", "must be instances/{instance}/keys/{uuid}/registrations/{uuid}");
         let (key, id) = text.split_once("/registrations/").ok_or(problem)?;
         let name: KeyName = key.parse().map_err(|_form: Malformed| problem)?;
         let KeyRef::Id(key) = name.key else { return Err(problem) };
@@ -446,7 +444,8 @@ mod tests {
 
     #[test]
     fn a_service_is_known_by_its_path() {
-        let service = |text: &str| text.parse::<PrincipalId>().unwrap().service().map(str::to_owned);
+        let service =
+            |text: &str| text.parse::<PrincipalId>().unwrap().service().map(str::to_owned);
         assert_eq!(service("spiffe://td/service/image"), Some("image".into()));
         for text in ["spiffe://td/admin", "spiffe://td/service/a/b", "spiffe://td/x/service/a"] {
             assert_eq!(service(text), None, "{text}");

@@ -211,10 +211,8 @@ mod tests {
         assert!(allowed(&ip, "192.0.2.7") && allowed(&ip, "::ffff:192.0.2.7"));
         assert!(!allowed(&ip, "10.0.0.1") && !allowed(&ip, "2001:db8::1"));
         assert!(!ip.allow_caller(None, &private));
-        let inside = Policies {
-            allowed_network: Some(AllowedNetwork::PrivateOnly),
-            ..Policies::default()
-        };
+        let inside =
+            Policies { allowed_network: Some(AllowedNetwork::PrivateOnly), ..Policies::default() };
         assert!(allowed(&inside, "10.9.9.9") && !allowed(&inside, "192.0.2.7"));
     }
 

@@ -33,8 +33,10 @@ impl RotationPeriod {
     pub fn from_days(days: u64) -> Result<Self, Malformed> {
         let fits = (30..=360).contains(&days) && days % 30 == 0;
         let days = u16::try_from(days).ok().filter(|_| fits);
-        days.map(Self)
-            .ok_or(Malformed::new("key.rotation_period", "must be a multiple of 30 days, up to 360"))
+        days.map(Self).ok_or(Malformed::new(
+            "key.rotation_period",
+            "must be a multiple of 30 days, up to 360",
+        ))
     }
 
     /// In days.
@@ -84,8 +86,8 @@ impl Key {
         let since = self.rotated.map_or(self.history.activated, |at| at.time);
         let due = self.rotation.filter(|_| !quiet).map(|period| since + period.span())?;
         // A deactivated key is not rotated by itself under any profile.
-        let expired = self.history.expiry_noted
-            || self.history.expires.is_some_and(|expires| expires <= due);
+        let expired =
+            self.history.expiry_noted || self.history.expires.is_some_and(|expires| expires <= due);
         (!expired).then_some(due)
     }
 }

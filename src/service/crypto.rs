@@ -141,7 +141,8 @@ impl Service {
         let key = slot.key();
         self.permit(&key, action_of(&action), self.now())?;
         let subject = key.name();
-        prepare((slot, key), &aad, action).map_err(|unverified| Error::from(unverified).about(subject))
+        prepare((slot, key), &aad, action)
+            .map_err(|unverified| Error::from(unverified).about(subject))
     }
 
     /// Counts the wrap that this is, if it is one. An unwrap does not fail because

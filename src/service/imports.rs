@@ -87,7 +87,10 @@ impl Service {
     ///
     /// # Errors
     /// IMPORT_TOKEN_EXPIRED.
-    pub(super) fn good_import_token(&self, instance: &InstanceId) -> Result<Arc<ImportToken>, Error> {
+    pub(super) fn good_import_token(
+        &self,
+        instance: &InstanceId,
+    ) -> Result<Arc<ImportToken>, Error> {
         let token = self.tenants.find(instance)?.import_token().ok_or_else(|| none(instance))?;
         token.check(self.now()).map_err(|why| ended(instance, why))?;
         Ok(token)
@@ -144,7 +147,11 @@ impl Service {
         write: ImportTokenWrite,
         end: Vec<ObjectId>,
     ) -> Result<(), Error> {
-        let mut event = self.event(&call.caller, call.method.action, (&token_name(&tenant.id), Outcome::Success));
+        let mut event = self.event(
+            &call.caller,
+            call.method.action,
+            (&token_name(&tenant.id), Outcome::Success),
+        );
         if let ImportTokenWrite::Put(token) = &write {
             event.details = vec![
                 ("expiration_date_micros".into(), token.expires().as_micros().to_string()),
@@ -189,7 +196,13 @@ fn intent(
 ) -> Intent {
     // A pair is no key's: the column has the pair's own id.
     let key = KeyId::from_bytes(*object.as_bytes());
-    Intent { object, key, stage, begun, purpose: format!("import token {}", token_name(&tenant.id)) }
+    Intent {
+        object,
+        key,
+        stage,
+        begun,
+        purpose: format!("import token {}", token_name(&tenant.id)),
+    }
 }
 
 fn token_name(instance: &InstanceId) -> String {

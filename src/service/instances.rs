@@ -48,7 +48,8 @@ impl Service {
         new: NewInstance,
     ) -> Result<Answer<InstanceReport>, Error> {
         let NewInstance { id, display_name, mut managers } = new;
-        let bad_name = display_name.chars().count() > 90 || display_name.chars().any(char::is_control);
+        let bad_name =
+            display_name.chars().count() > 90 || display_name.chars().any(char::is_control);
         if bad_name {
             let problem = "must be at most 90 characters, without control characters";
             return Err(Malformed::new("display_name", problem).into());
@@ -63,7 +64,8 @@ impl Service {
             let _making = within(call.caller.deadline, service.making_instances.lock()).await?;
             let subject = format!("instances/{id}");
             if service.tenants.any(&id).is_some() {
-                let message = format!("there is an instance {id}, or was one whose keys are not purged");
+                let message =
+                    format!("there is an instance {id}, or was one whose keys are not purged");
                 return Err(Error::new(Reason::InstanceExists, message).about(subject));
             }
             let created = Some((service.now().time, call.principal.as_str().into()));
@@ -153,7 +155,8 @@ impl Service {
             // It takes something away: seen by everybody first.
             tenant.set_info(deleted.clone());
             let subject = format!("instances/{id}");
-            let event = service.event(&call.caller, call.method.action, (&subject, Outcome::Success));
+            let event =
+                service.event(&call.caller, call.method.action, (&subject, Outcome::Success));
             let change = Change {
                 instance: Some(InstanceWrite::Update(deleted)),
                 events: vec![event.clone()],

@@ -166,7 +166,8 @@ impl Service {
             let _changing = within(call.caller.deadline, slot.changing.lock()).await?;
             let before = slot.key();
             let ring = update.ring.as_ref();
-            let _hold = ring.map(|ring| service.tenants.hold(&before.instance, ring)).transpose()?;
+            let _hold =
+                ring.map(|ring| service.tenants.hold(&before.instance, ring)).transpose()?;
             let wanted = update.aliases.clone().unwrap_or_default();
             service.registry.reserve(&before.instance, &wanted, before.id)?;
             let changed = service.replace(&call, &slot, &etag, Effect::Loosen, |key, now| {

@@ -294,19 +294,16 @@ impl Rotator<'_> {
 fn check_material(key: &Key, given: bool) -> Result<(), Error> {
     let (reason, message) = match (key.imported, given) {
         (true, true) | (false, false) => return Ok(()),
-        (true, false) => {
-            (Reason::MaterialRequired, "an imported key is rotated by new material")
-        }
-        (false, true) => {
-            (Reason::MaterialRefused, "a generated key is rotated without material")
-        }
+        (true, false) => (Reason::MaterialRequired, "an imported key is rotated by new material"),
+        (false, true) => (Reason::MaterialRefused, "a generated key is rotated without material"),
     };
     Err(Error::new(reason, message).of_field("material").about(key.name()))
 }
 
 /// Looked at again under the key's lock: someone may have rotated it meanwhile.
 fn check_due(key: &Key, now: Moment) -> Result<(), Error> {
-    let due = key.state(now) == KeyState::Active && key.rotation_due().is_some_and(|d| d <= now.time);
+    let due =
+        key.state(now) == KeyState::Active && key.rotation_due().is_some_and(|d| d <= now.time);
     if due { Ok(()) } else { Err(super::interrupted()) }
 }
 

@@ -91,7 +91,8 @@ impl Service {
             let key = slot.key();
             let state = key.state(service.now());
             if state != KeyState::Active {
-                let message = format!("the key is {}; only an active one protects more", state.name());
+                let message =
+                    format!("the key is {}; only an active one protects more", state.name());
                 return Err(Error::new(Reason::KeyNotActive, message).about(key.name()));
             }
             let found = service.store.find_resource(key.id, new.resource.as_str()).await?;

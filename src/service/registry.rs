@@ -349,10 +349,8 @@ mod tests {
 
     #[test]
     fn keys_are_paged_by_age_and_then_id() {
-        let keys = [(2, 1), (1, 9), (1, 3)].map(|(time, id)| Key {
-            id: KeyId::from_bytes([id; 16]),
-            ..key_at(at(time))
-        });
+        let keys = [(2, 1), (1, 9), (1, 3)]
+            .map(|(time, id)| Key { id: KeyId::from_bytes([id; 16]), ..key_at(at(time)) });
         let registry = of(keys.to_vec());
         let instance = "default".parse().unwrap();
         let first = registry.after(&instance, None, 2);

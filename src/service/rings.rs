@@ -50,7 +50,8 @@ impl Service {
             }
             let (created, created_by) = (service.now().time, call.principal.as_str().into());
             let ring = KeyRing { instance, id, created, created_by };
-            let event = service.event(&call.caller, call.method.action, (&subject, Outcome::Success));
+            let event =
+                service.event(&call.caller, call.method.action, (&subject, Outcome::Success));
             let change = Change {
                 ring: Some(RingWrite::Insert(ring.clone())),
                 events: vec![event.clone()],

@@ -61,8 +61,8 @@ impl Service {
         let (service, slot) = (Arc::clone(self), Arc::clone(slot));
         let task = self.changes.spawn(async move {
             let (key, now) = (slot.key(), service.now());
-            let purge = key.history.purging.is_some()
-                || key.purge_due().is_some_and(|due| due <= now.run);
+            let purge =
+                key.history.purging.is_some() || key.purge_due().is_some_and(|due| due <= now.run);
             if purge {
                 // Without the HSM it can only fail; it stays due.
                 if !service.hsm.is_up() {

@@ -136,7 +136,11 @@ impl Tenants {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = after.map_or(Unbounded, Excluded);
         let tenants = self.0.read();
-        tenants.range::<InstanceId, _>((from, Unbounded)).take(most).map(|(_, t)| t.clone()).collect()
+        tenants
+            .range::<InstanceId, _>((from, Unbounded))
+            .take(most)
+            .map(|(_, t)| t.clone())
+            .collect()
     }
 
     /// Instances that are deleted.
@@ -234,7 +238,8 @@ impl Tenant {
         let kept = state.ring.clone().ok_or_else(|| no_ring(&self.id, ring))?;
         let Count { total, live } = registry.count_of(&self.id, ring);
         if state.holds > 0 || live > 0 || (total > 0 && !force) {
-            let message = format!("the key ring {ring} holds {total} keys, {live} of them not deleted");
+            let message =
+                format!("the key ring {ring} holds {total} keys, {live} of them not deleted");
             let name = format!("instances/{}/keyRings/{ring}", self.id);
             return Err(Error::new(Reason::KeyRingNotEmpty, message).about(name));
         }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Row, named_params, params};
 
-use super::rows::{Result, RowError, corrupt, generation_number, halves, just_one, moment, parsed, time};
+use super::rows::{
+    Result, RowError, corrupt, generation_number, halves, just_one, moment, parsed, time,
+};
 use super::{StoreError, Tombstone};
 use crate::domain::deletion::Authorization;
 use crate::domain::{
@@ -157,7 +159,11 @@ pub(super) fn purge_key(transaction: &Connection, tombstone: &Tombstone) -> Resu
 }
 
 /// Grants a version so many wraps; never fewer than before.
-pub(super) fn grant_wraps(transaction: &Connection, version: VersionId, granted: u64) -> Result<()> {
+pub(super) fn grant_wraps(
+    transaction: &Connection,
+    version: VersionId,
+    granted: u64,
+) -> Result<()> {
     let sql = "INSERT INTO wrap_grants (version, granted) VALUES (?1, ?2)
                ON CONFLICT DO UPDATE SET granted = max(granted, excluded.granted)";
     transaction.prepare_cached(sql)?.execute(params![version.as_bytes(), granted])?;

@@ -107,7 +107,10 @@ pub(super) fn find_resource(
 }
 
 /// A page of registrations, ordered by resource and key.
-pub(super) fn list(connection: &Connection, query: &RegistrationQuery) -> Result<Vec<Registration>> {
+pub(super) fn list(
+    connection: &Connection,
+    query: &RegistrationQuery,
+) -> Result<Vec<Registration>> {
     let RegistrationQuery { instance, key, resources, preventing, after, limit } = query;
     let mut sql = String::from("SELECT * FROM registrations WHERE ");
     let mut values: Vec<Value> = Vec::new();

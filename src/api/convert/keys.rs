@@ -6,9 +6,7 @@ use prost_types::{Duration as PbDuration, FieldMask};
 use super::super::pb;
 use super::super::pb::key::State;
 use super::{duration, page_size_of, pb_timestamp, request_id, timestamp};
-use crate::domain::deletion::{
-    AUTHORIZATION_WINDOW, PURGE_BY_ITSELF, PURGE_WAIT, RESTORE_WINDOW,
-};
+use crate::domain::deletion::{AUTHORIZATION_WINDOW, PURGE_BY_ITSELF, PURGE_WAIT, RESTORE_WINDOW};
 use crate::domain::{
     Alias, InstanceId, Key, KeyDetails, KeyName, KeyRingId, KeyState, Malformed, Moment,
     Registered, RotationPeriod, SealedMaterial, Version,

@@ -63,7 +63,9 @@ fn attribute<T>(
 ) -> Result<Option<T>, Malformed> {
     match (enabled, &value) {
         (true, None) => Err(Malformed::new(field, "is required if the policy is enabled")),
-        (false, Some(_)) => Err(Malformed::new(field, "must be empty if the policy is not enabled")),
+        (false, Some(_)) => {
+            Err(Malformed::new(field, "must be empty if the policy is not enabled"))
+        }
         (true, Some(_)) | (false, None) => Ok(value),
     }
 }

@@ -5,9 +5,7 @@ use prost_types::FieldMask;
 use super::super::pb;
 use super::super::pb::registration::Kind;
 use super::{page_size_of, pb_timestamp};
-use crate::domain::{
-    Crn, CrnPattern, InstanceId, KeyName, Malformed, Registration, ResourceKind,
-};
+use crate::domain::{Crn, CrnPattern, InstanceId, KeyName, Malformed, Registration, ResourceKind};
 use crate::service::{NewRegistration, RegistrationUpdate, RegistrationsWanted};
 
 /// A resource to register.
