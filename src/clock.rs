@@ -78,7 +78,7 @@ impl Clock {
     /// Goes on from what the store has noted.
     pub fn new(source: ClockSource, noted: Option<&ClockReading>, trust: Trust) -> Self {
         let raw = (source.read)();
-        let mut run = noted.map_or(RunTime::default(), |noted| noted.run);
+        let mut run = noted.map_or_else(RunTime::default, |noted| noted.run);
         let same_boot =
             noted.is_some_and(|noted| !noted.boot.is_empty() && noted.boot == source.boot);
         if let Some(noted) = noted.filter(|_| same_boot) {

@@ -31,7 +31,7 @@ impl RotationPeriod {
     /// # Errors
     /// [`Malformed`], of the field `key.rotation_period`.
     pub fn from_days(days: u64) -> Result<Self, Malformed> {
-        let fits = (30..=360).contains(&days) && days % 30 == 0;
+        let fits = (30..=360).contains(&days) && days.is_multiple_of(30);
         let days = u16::try_from(days).ok().filter(|_| fits);
         days.map(Self).ok_or(Malformed::new(
             "key.rotation_period",

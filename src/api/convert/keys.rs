@@ -191,7 +191,7 @@ fn ring_or_default(text: &str) -> Result<KeyRingId, Malformed> {
 
 fn rotation_days(period: &PbDuration) -> Result<RotationPeriod, Malformed> {
     let span = duration(period, "key.rotation_period")?;
-    let whole = span.subsec_nanos() == 0 && span.as_secs() % SECONDS_OF_DAY == 0;
+    let whole = span.subsec_nanos() == 0 && span.as_secs().is_multiple_of(SECONDS_OF_DAY);
     // Not whole days are as wrong as 0.
     RotationPeriod::from_days(if whole { span.as_secs() / SECONDS_OF_DAY } else { 0 })
 }
