@@ -223,7 +223,9 @@ impl Service {
                 tenant.set_info((*before).clone());
                 return Err(error.into());
             }
-            if !tenant.info().policies.metrics {
+            if tenant.info().policies.metrics {
+                service.tenants.start_counting();
+            } else {
                 tenant.forget_calls();
             }
             service.publish(vec![event]).await;

@@ -279,12 +279,14 @@ impl Service {
         let Some(tenant) = self.tenants.open(instance) else { return false };
         let rescue = permission == Permission::ManagePolicies
             && self.configured.operators.contains(principal);
-        let policies = &tenant.info().policies;
-        rescue || policies.allow_caller(caller.source_ip, &self.settings.private_networks)
+        rescue || tenant.answers(caller.source_ip, &self.settings.private_networks)
     }
 
     /// Counts a call, where the instance's metrics policy wants it.
     fn count_call(&self, caller: &Caller, action: &'static str, event: &Event) {
+        if !self.tenants.counting() {
+            return;
+        }
         let Ok(instance) = event.instance.parse() else { return };
         if let Some(tenant) = self.tenants.open(&instance) {
             let reason = match &event.outcome {

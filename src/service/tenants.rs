@@ -4,18 +4,25 @@
 //! ring nor instance can be deleted under it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::{Mutex, RwLock};
 
 use super::registry::{Count, Registry};
-use crate::domain::{ImportToken, Instance, InstanceId, KeyRing, KeyRingId};
+use crate::domain::{ImportToken, Instance, InstanceId, Ipv4Net, KeyRing, KeyRingId};
 use crate::error::{Error, Reason};
 
 /// Every instance, by name.
-pub(super) struct Tenants(RwLock<BTreeMap<InstanceId, Arc<Tenant>>>);
+pub(super) struct Tenants {
+    by_id: RwLock<BTreeMap<InstanceId, Arc<Tenant>>>,
+    /// Whether some instance ever wanted its calls counted: so long as none did, a
+    /// call costs nothing more.
+    counting: AtomicBool,
+}
 
 /// One instance.
 pub(super) struct Tenant {
@@ -73,7 +80,7 @@ impl Tenants {
         rings: Vec<KeyRing>,
         tokens: Vec<ImportToken>,
     ) -> Self {
-        let tenants = Self(RwLock::default());
+        let tenants = Self { by_id: RwLock::default(), counting: AtomicBool::new(false) };
         for instance in instances {
             tenants.insert(instance);
         }
@@ -97,7 +104,7 @@ impl Tenants {
 
     /// An instance, deleted or not.
     pub(super) fn any(&self, id: &InstanceId) -> Option<Arc<Tenant>> {
-        self.0.read().get(id).cloned()
+        self.by_id.read().get(id).cloned()
     }
 
     /// The same as [`Tenants::open`], as an error.
@@ -109,8 +116,21 @@ impl Tenants {
         self.open(id).ok_or_else(|| missing().about(format!("instances/{id}")))
     }
 
+    /// Whether calls may have to be counted.
+    pub(super) fn counting(&self) -> bool {
+        self.counting.load(Ordering::Relaxed)
+    }
+
+    /// From now on they may.
+    pub(super) fn start_counting(&self) {
+        self.counting.store(true, Ordering::Relaxed);
+    }
+
     /// Adds one.
     pub(super) fn insert(&self, instance: Instance) -> Arc<Tenant> {
+        if instance.policies.metrics {
+            self.start_counting();
+        }
         let closed = instance.deleted.is_some();
         let default = RingState { ring: None, holds: 0, closing: false };
         let by_id = BTreeMap::from([(KeyRingId::default_ring(), default)]);
@@ -122,20 +142,20 @@ impl Tenants {
             import_token: ArcSwapOption::empty(),
             calls: Mutex::default(),
         });
-        self.0.write().insert(tenant.id.clone(), Arc::clone(&tenant));
+        self.by_id.write().insert(tenant.id.clone(), Arc::clone(&tenant));
         tenant
     }
 
     /// Takes one out.
     pub(super) fn remove(&self, id: &InstanceId) {
-        self.0.write().remove(id);
+        self.by_id.write().remove(id);
     }
 
     /// Up to `most` instances after `after`, by name.
     pub(super) fn after(&self, after: Option<&InstanceId>, most: usize) -> Vec<Arc<Tenant>> {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = after.map_or(Unbounded, Excluded);
-        let tenants = self.0.read();
+        let tenants = self.by_id.read();
         tenants
             .range::<InstanceId, _>((from, Unbounded))
             .take(most)
@@ -154,7 +174,7 @@ impl Tenants {
     }
 
     fn those(&self, wanted: impl Fn(&Tenant) -> bool) -> Vec<Arc<Tenant>> {
-        self.0.read().values().filter(|tenant| wanted(tenant)).cloned().collect()
+        self.by_id.read().values().filter(|tenant| wanted(tenant)).cloned().collect()
     }
 
     /// Holds a ring of an instance.
@@ -177,6 +197,11 @@ impl Tenant {
     /// What it is, with its policies.
     pub(super) fn info(&self) -> Arc<Instance> {
         self.info.load_full()
+    }
+
+    /// Whether its policies answer a caller at `address`.
+    pub(super) fn answers(&self, address: Option<IpAddr>, private: &[Ipv4Net]) -> bool {
+        self.info.load().policies.allow_caller(address, private)
     }
 
     /// Makes `instance` what everybody sees.
