@@ -29,6 +29,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "import",
         "policies",
         "registrations",
+        "resources",
+        "events",
         "instances",
         "audit",
         "admin",

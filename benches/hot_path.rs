@@ -109,6 +109,7 @@ struct Daemon {
 fn end_to_end(criterion: &mut Criterion, runtime: &Runtime, path: &Path) {
     let daemon = runtime.block_on(Daemon::start(path));
     let wrap = || pb::WrapDekRequest {
+        register: None,
         key: daemon.key.clone(),
         dek: vec![1; 32],
         aad: vec![b"crn:v1:rootkeyd:public:is:local:a/bench::volume:1".to_vec()],

@@ -67,7 +67,12 @@ async fn every_method_leaves_a_record_with_its_action() {
     let versions = pb::ListKeyVersionsRequest { parent: name.clone(), ..Default::default() };
     let audit = pb::ListAuditEventsRequest { parent: parent.clone(), ..Default::default() };
     let rotate = pb::RotateKeyRequest { name: name.clone(), ..Default::default() };
-    let delete = pb::DeleteKeyRequest { name: name.clone(), etag: etag.clone(), force: true };
+    let delete = pb::DeleteKeyRequest {
+        name: name.clone(),
+        etag: etag.clone(),
+        force: true,
+        ..Default::default()
+    };
     let import = pb::ImportKeyRequest { parent: parent.clone(), ..Default::default() };
     #[rustfmt::skip]
     let said = [
@@ -81,7 +86,7 @@ async fn every_method_leaves_a_record_with_its_action() {
         ("vers", call!(keys.list_key_versions, "vers", versions), "ok", "kms.secrets-key-versions.list", &name),
         ("upd", call!(keys.update_key, "upd", update), "ok", "kms.secrets.patch", &name),
         ("rot", call!(keys.rotate_key, "rot", rotate), "ok", "kms.secrets.rotate", &name),
-        ("dis", call!(keys.disable_key, "dis", pb::DisableKeyRequest { name: name.clone(), etag: etag.clone() }), "ok", "kms.secrets.disable", &name),
+        ("dis", call!(keys.disable_key, "dis", pb::DisableKeyRequest { name: name.clone(), etag: etag.clone(), ..Default::default() }), "ok", "kms.secrets.disable", &name),
         ("en", call!(keys.enable_key, "en", pb::EnableKeyRequest { name: name.clone(), etag: etag.clone() }), "TOO_EARLY", "kms.secrets.enable", &name),
         ("del", call!(keys.delete_key, "del", delete), "ok", "kms.secrets.delete", &name),
         ("res", call!(keys.restore_key, "res", pb::RestoreKeyRequest { name: name.clone(), etag: etag.clone() }), "KEY_NOT_IMPORTED", "kms.secrets.restore", &name),

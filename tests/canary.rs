@@ -302,7 +302,7 @@ struct Used {
 impl Used {
     fn wrap(&self, key: &str) -> pb::WrapDekRequest {
         let (key, dek, aad) = (key.into(), self.dek.to_vec(), items(&[&self.aad]));
-        pb::WrapDekRequest { key, dek, aad, resource: self.resource.clone() }
+        pb::WrapDekRequest { register: None, key, dek, aad, resource: self.resource.clone() }
     }
 
     /// A DEK of so many bytes, any part of which is a part of the DEK.
@@ -326,6 +326,7 @@ async fn use_deks(
     for size_bytes in [16, 0, 512] {
         for wrapped_only in [false, true] {
             let request = pb::GenerateDekRequest {
+                register: None,
                 key: key.clone(),
                 size_bytes,
                 aad: items(&[&used.aad]),

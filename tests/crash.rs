@@ -142,9 +142,14 @@ async fn apply_once(
         Change::Rotate => {
             keys.rotate_key(pb::RotateKeyRequest { name, ..Default::default() }).await
         }
-        Change::Disable => keys.disable_key(pb::DisableKeyRequest { name, etag }).await,
+        Change::Disable => {
+            keys.disable_key(pb::DisableKeyRequest { name, etag, ..Default::default() }).await
+        }
         Change::Enable => keys.enable_key(pb::EnableKeyRequest { name, etag }).await,
-        Change::Delete => keys.delete_key(pb::DeleteKeyRequest { name, etag, force: false }).await,
+        Change::Delete => {
+            keys.delete_key(pb::DeleteKeyRequest { name, etag, force: false, ..Default::default() })
+                .await
+        }
         Change::Rename => {
             let key = pb::Key { name, display_name: "renamed".into(), ..Default::default() };
             let update_mask = Some(prost_types::FieldMask { paths: vec!["display_name".into()] });

@@ -302,7 +302,11 @@ async fn an_etag_of_another_generation_aborts() {
     let daemon = Daemon::start();
     let mut client = daemon.client("admin").await;
     let key = client.create("volumes").await;
-    let disable = |etag: &str| pb::DisableKeyRequest { name: key.name.clone(), etag: etag.into() };
+    let disable = |etag: &str| pb::DisableKeyRequest {
+        name: key.name.clone(),
+        etag: etag.into(),
+        ..Default::default()
+    };
     update(&mut client, &key.name, "renamed").await.unwrap();
     let stale = refusal(client.keys.disable_key(disable(&key.etag)).await.unwrap_err());
     assert_eq!((stale.code, stale.reason.as_str()), (Code::Aborted, "ETAG_MISMATCH"));

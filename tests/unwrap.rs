@@ -208,6 +208,7 @@ async fn generated_deks_are_random_and_of_the_size_asked_for() {
     let mut client = daemon.client("block-storage").await;
     let key = daemon.client("admin").await.create("volumes").await.name;
     let request = |size_bytes, wrapped_only| pb::GenerateDekRequest {
+        register: None,
         key: key.clone(),
         size_bytes,
         aad: items(&[b"aad"]),

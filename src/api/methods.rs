@@ -55,6 +55,17 @@ methods! {
     GET_REGISTRATION       = "RegistrationService/GetRegistration", ReadKeys, "kms.registrations.list";
     LIST_REGISTRATIONS     = "RegistrationService/ListRegistrations", ReadKeys, "kms.registrations.list";
     DELETE_REGISTRATION    = "RegistrationService/DeleteRegistration", ReadKeys, "kms.registrations.delete";
+    GET_RESOURCE_STATUS    = "ResourceService/GetResourceStatus", ReadKeys,  "rootkeyd.resource-status.read";
+    LIST_RESOURCE_STATUSES = "ResourceService/ListResourceStatuses", ReadKeys, "rootkeyd.resource-status.list";
+    CHECK_RESOURCE_ACTION  = "ResourceService/CheckResourceAction", ReadKeys, "rootkeyd.resource-action.check";
+    PREVIEW_KEY_IMPACT     = "ResourceService/PreviewKeyImpact", ReadKeys,   "rootkeyd.key-impact.read";
+    WATCH_KEY_EVENTS       = "EventService/WatchKeyEvents",      ReadKeys,   "rootkeyd.key-events.watch";
+    ACKNOWLEDGE_KEY_EVENT  = "EventService/AcknowledgeKeyEvent", ReadKeys,   "kms.secrets-event.ack";
+    SYNC_KEY               = "EventService/SyncKey",             WriteKeys,  "kms.secrets.sync";
+    CREATE_REWRAP_CAMPAIGN = "EventService/CreateRewrapCampaign", WriteKeys, "rootkeyd.rewrap-campaign.create";
+    GET_REWRAP_CAMPAIGN    = "EventService/GetRewrapCampaign",   ReadKeys,   "rootkeyd.rewrap-campaign.read";
+    PAUSE_REWRAP_CAMPAIGN  = "EventService/PauseRewrapCampaign", WriteKeys,  "rootkeyd.rewrap-campaign.pause";
+    RESUME_REWRAP_CAMPAIGN = "EventService/ResumeRewrapCampaign", WriteKeys, "rootkeyd.rewrap-campaign.resume";
     CREATE_INSTANCE        = "InstanceService/CreateInstance",   ManageInstances, "rootkeyd.instance.create";
     GET_INSTANCE           = "InstanceService/GetInstance",      ReadKeys,   "rootkeyd.instance.read";
     LIST_INSTANCES         = "InstanceService/ListInstances",    ManageInstances, "rootkeyd.instance.list";

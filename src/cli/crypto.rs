@@ -88,6 +88,7 @@ impl Wrap {
         let dek = self.dek.dek_format.decode(source.read_all("the DEK", MAX_INPUT)?)?;
         let (aad, resource) = self.binding.of_request();
         let request = pb::WrapDekRequest {
+            register: None,
             key: client.key_name(&self.key),
             dek: dek.expose().to_vec(),
             aad,
@@ -233,6 +234,7 @@ impl Generate {
         let on_stdout = wrapped.is_stdout() || out.as_ref().is_some_and(Sink::is_stdout);
         let (aad, resource) = self.binding.of_request();
         let request = pb::GenerateDekRequest {
+            register: None,
             key: client.key_name(&self.key),
             size_bytes: self.size,
             aad,

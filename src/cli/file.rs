@@ -46,6 +46,7 @@ impl Encrypt {
         let mut to = NewFile::begin(&out, existing(overwrite))?;
 
         let request = pb::GenerateDekRequest {
+            register: None,
             key: client.key_name(&key),
             size_bytes: 32,
             aad: vec![AAD.to_vec()],

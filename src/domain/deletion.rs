@@ -195,6 +195,7 @@ impl Key {
         }
         let mut new = Key { authorization: None, ..self.changed(now) };
         new.history.destroyed = Some(now);
+        new.history.restored = None;
         Ok(new)
     }
 
@@ -217,6 +218,7 @@ impl Key {
         let mut new = self.changed(now);
         new.history.destroyed = None;
         new.history.suspended = None;
+        new.history.restored = Some(now);
         Ok(new)
     }
 

@@ -35,6 +35,8 @@ pub struct Key {
     pub updated: Option<Timestamp>,
     /// When it was last rotated; unset until then.
     pub rotated: Option<Moment>,
+    /// When services were last told of it.
+    pub told: Option<Moment>,
     /// After how long it is rotated by itself; never, if unset.
     pub rotation: Option<RotationPeriod>,
     /// Whether two principals must want its deletion. Never taken back.
@@ -176,6 +178,7 @@ pub(crate) mod tests {
             created_by: "spiffe://td/a".into(),
             updated: None,
             rotated: None,
+            told: None,
             rotation: None,
             dual_auth: false,
             authorization: None,

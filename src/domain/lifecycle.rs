@@ -216,6 +216,8 @@ pub struct History {
     pub suspended: Option<Moment>,
     /// When it was deleted, unless it was restored since.
     pub destroyed: Option<Moment>,
+    /// When it was last restored, if it was and was not deleted since.
+    pub restored: Option<Moment>,
     /// Since when its material is being destroyed. No way back.
     pub purging: Option<Moment>,
     /// Whether its expiration was recorded.
@@ -225,8 +227,15 @@ pub struct History {
 impl History {
     /// Of a key that comes to be at `now`.
     pub const fn begun(now: Timestamp, expires: Option<Timestamp>) -> Self {
-        let (suspended, destroyed, purging) = (None, None, None);
-        Self { activated: now, expires, suspended, destroyed, purging, expiry_noted: false }
+        Self {
+            activated: now,
+            expires,
+            suspended: None,
+            destroyed: None,
+            restored: None,
+            purging: None,
+            expiry_noted: false,
+        }
     }
 
     /// The state at `now`. Destroyed outranks suspended, which outranks deactivated:

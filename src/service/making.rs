@@ -117,6 +117,7 @@ impl Service {
             created_by: call.principal.as_str().into(),
             updated: None,
             rotated: None,
+            told: None,
             rotation: rotation.or_else(|| policies.rotation.filter(|_| !imported)),
             dual_auth: dual_auth || policies.dual_auth_delete,
             authorization: None,

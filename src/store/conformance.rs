@@ -95,6 +95,8 @@ async fn keys_load_as_they_were_written(
     let by = "spiffe://td/a".parse().unwrap();
     full.authorization = Some(Authorization { by, at: M0 });
     full.history.purging = Some(M0);
+    full.history.restored = Some(M0);
+    full.told = Some(M0);
     full.history.expiry_noted = true;
     full.history.expires = Some(T0 + Duration::from_secs(9));
     full.history.suspended = Some(Moment { time: Timestamp::from_micros(-1), ..M0 });

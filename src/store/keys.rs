@@ -56,6 +56,8 @@ fn write_mutable(transaction: &Connection, key: &Key, from: u64) -> Result<()> {
     let sql = "UPDATE keys SET display_name = :display_name, tags = :tags, ring = :ring,
                    suspended = :suspended, suspended_run = :suspended_run,
                    destroyed = :destroyed, destroyed_run = :destroyed_run,
+                   restored = :restored, restored_run = :restored_run,
+                   told = :told, told_run = :told_run,
                    purging = :purging, purging_run = :purging_run,
                    expiry_noted = :expiry_noted, updated = :updated,
                    rotated = :rotated, rotated_run = :rotated_run,
@@ -65,6 +67,8 @@ fn write_mutable(transaction: &Connection, key: &Key, from: u64) -> Result<()> {
                WHERE id = :id AND generation = :from";
     let (suspended, suspended_run) = halves(key.history.suspended);
     let (destroyed, destroyed_run) = halves(key.history.destroyed);
+    let (restored, restored_run) = halves(key.history.restored);
+    let (told, told_run) = halves(key.told);
     let (purging, purging_run) = halves(key.history.purging);
     let (rotated, rotated_run) = halves(key.rotated);
     let (authorized, authorized_run) = halves(key.authorization.as_ref().map(|given| given.at));
@@ -78,6 +82,10 @@ fn write_mutable(transaction: &Connection, key: &Key, from: u64) -> Result<()> {
         ":suspended_run": suspended_run,
         ":destroyed": destroyed,
         ":destroyed_run": destroyed_run,
+        ":restored": restored,
+        ":restored_run": restored_run,
+        ":told": told,
+        ":told_run": told_run,
         ":purging": purging,
         ":purging_run": purging_run,
         ":expiry_noted": key.history.expiry_noted,
@@ -148,6 +156,9 @@ pub(super) fn purge_key(transaction: &Connection, tombstone: &Tombstone) -> Resu
     for sql in [
         "DELETE FROM registrations WHERE key = ?1",
         "DELETE FROM registration_counts WHERE key = ?1",
+        "DELETE FROM registration_services WHERE key = ?1",
+        "DELETE FROM campaigns WHERE key = ?1",
+        "DELETE FROM key_use WHERE key = ?1",
         "DELETE FROM aliases WHERE key = ?1",
         "DELETE FROM key_versions WHERE key = ?1",
     ] {
@@ -239,6 +250,7 @@ fn key(row: &Row<'_>, aliases: Vec<Alias>, versions: Arc<[Version]>) -> Result<K
             expires: time(row, "expires")?,
             suspended: moment(row, ("suspended", "suspended_run"))?,
             destroyed: moment(row, ("destroyed", "destroyed_run"))?,
+            restored: moment(row, ("restored", "restored_run"))?,
             purging: moment(row, ("purging", "purging_run"))?,
             expiry_noted: row.get("expiry_noted")?,
         },
@@ -246,6 +258,7 @@ fn key(row: &Row<'_>, aliases: Vec<Alias>, versions: Arc<[Version]>) -> Result<K
         created_by: created_by.into(),
         updated: time(row, "updated")?,
         rotated: moment(row, ("rotated", "rotated_run"))?,
+        told: moment(row, ("told", "told_run"))?,
         rotation: rotation.map(RotationPeriod::from_days).transpose().map_err(malformed)?,
         dual_auth: row.get("dual_auth")?,
         authorization: authorization(row, &named)?,

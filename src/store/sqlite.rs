@@ -383,9 +383,10 @@ fn unavailable(
 /// "rkey": whose database it is.
 const APPLICATION_ID: i64 = 0x726b_6579;
 /// The tables, from nothing to now. Never edited, only added to.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("migrations/sqlite/0001_keys.sql"),
     include_str!("migrations/sqlite/0002_life_cycle.sql"),
+    include_str!("migrations/sqlite/0003_resources.sql"),
 ];
 /// Changes in one transaction.
 const MOST_TOGETHER: usize = 64;

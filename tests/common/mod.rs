@@ -279,6 +279,7 @@ impl Client {
 
     pub async fn wrap(&mut self, key: &str, dek: &[u8], aad: &[&[u8]]) -> Result<Vec<u8>, Refusal> {
         let request = pb::WrapDekRequest {
+            register: None,
             key: key.into(),
             dek: dek.to_vec(),
             aad: items(aad),
@@ -300,7 +301,8 @@ impl Client {
     }
 
     pub async fn disable(&mut self, name: &str) -> Result<pb::Key, Refusal> {
-        let request = pb::DisableKeyRequest { name: name.into(), etag: String::new() };
+        let request =
+            pb::DisableKeyRequest { name: name.into(), etag: String::new(), ..Default::default() };
         self.keys.disable_key(request).await.map(tonic::Response::into_inner).map_err(refusal)
     }
 
@@ -310,7 +312,12 @@ impl Client {
     }
 
     pub async fn delete(&mut self, name: &str) -> Result<pb::Key, Refusal> {
-        let request = pb::DeleteKeyRequest { name: name.into(), etag: String::new(), force: false };
+        let request = pb::DeleteKeyRequest {
+            name: name.into(),
+            etag: String::new(),
+            force: false,
+            ..Default::default()
+        };
         self.keys.delete_key(request).await.map(tonic::Response::into_inner).map_err(refusal)
     }
 

@@ -9,7 +9,7 @@ use crate::service::{DekAction, DekAnswer, DekRequest};
 
 /// A DEK to wrap. The field's own buffer becomes the `Secret`; no copy is left.
 pub(in crate::api) fn wrap_request(request: pb::WrapDekRequest) -> DekRequest {
-    let pb::WrapDekRequest { key, dek, aad, resource } = request;
+    let pb::WrapDekRequest { key, dek, aad, resource, register: _ } = request;
     DekRequest { key, aad, resource, action: DekAction::Wrap(Secret::new(dek)) }
 }
 
@@ -27,7 +27,8 @@ pub(in crate::api) fn rewrap_request(request: pb::RewrapDekRequest) -> DekReques
 
 /// A DEK to generate, and whether only the wrapped one is wanted.
 pub(in crate::api) fn generate_request(request: pb::GenerateDekRequest) -> (DekRequest, bool) {
-    let pb::GenerateDekRequest { key, size_bytes, aad, resource, wrapped_only } = request;
+    let pb::GenerateDekRequest { key, size_bytes, aad, resource, wrapped_only, register: _ } =
+        request;
     let size = if size_bytes == 0 { DEFAULT_DEK_BYTES } else { size_bytes };
     let action = DekAction::Generate(usize::try_from(size).unwrap_or(usize::MAX));
     (DekRequest { key, aad, resource, action }, wrapped_only)

@@ -225,6 +225,7 @@ pub(in crate::api) fn key(
         created_by,
         updated,
         rotated,
+        told: _,
         rotation,
         dual_auth,
         authorization: _,

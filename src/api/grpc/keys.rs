@@ -196,7 +196,7 @@ impl KeyService for Edge {
             request,
             |message| &message.name,
             |service, caller, message| async move {
-                let pb::DeleteKeyRequest { name, etag, force } = message;
+                let pb::DeleteKeyRequest { name, etag, force, impact_token: _ } = message;
                 let (call, name) = enter_key(&service, &caller, &methods::DELETE_KEY, &name)?;
                 let force = if force { Force::Yes } else { Force::No };
                 service.delete_key(&call, name, (etag, force)).await

@@ -35,7 +35,7 @@ impl Delete {
         let name = client.key_name(&key);
         let loss = format!("Everything that {name} has wrapped becomes unreadable.");
         Question { done: "deleted", loss: &loss, answer: "yes" }.ask(yes)?;
-        Ok(pb::DeleteKeyRequest { name, etag, force })
+        Ok(pb::DeleteKeyRequest { name, etag, force, impact_token: String::new() })
     }
 }
 

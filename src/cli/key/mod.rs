@@ -78,8 +78,12 @@ impl KeyCommand {
             Self::Rotate(rotate) => keys.rotate_key(rotate.request(client).await?).await?,
             Self::Update(update) => keys.update_key(update.request(client)).await?,
             Self::Disable(Target { key, etag }) => {
-                keys.disable_key(pb::DisableKeyRequest { name: client.key_name(&key), etag })
-                    .await?
+                keys.disable_key(pb::DisableKeyRequest {
+                    name: client.key_name(&key),
+                    etag,
+                    impact_token: String::new(),
+                })
+                .await?
             }
             Self::Enable(Target { key, etag }) => {
                 keys.enable_key(pb::EnableKeyRequest { name: client.key_name(&key), etag }).await?
