@@ -25,6 +25,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests/python"))
 import client
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 TABLES = ["keys", "aliases", "key_versions", "wrap_grants"]
 AT_ONCE = 1000
@@ -46,11 +47,15 @@ class Daemon:
         line = self.process.stdout.readline()
         if not line.startswith("listening on "):
             sys.exit(f"many_keys: the daemon did not start: {directory / 'log'}")
-        self.started = time.monotonic() - began
         crypto, crypto_grpc, keys, keys_grpc = modules
         channel = client.channel(directory, "admin")
         self.crypto, self.keys = crypto_grpc.CryptoServiceStub(channel), keys_grpc.KeyServiceStub(channel)
         self.pb = (crypto, keys)
+        health = health_pb2_grpc.HealthStub(channel)
+        serving = health_pb2.HealthCheckResponse.SERVING
+        while health.Check(health_pb2.HealthCheckRequest()).status != serving:
+            time.sleep(0.01)
+        self.started = time.monotonic() - began
 
     def create(self, number):
         keys = self.pb[1]

@@ -182,6 +182,15 @@ reasons! {
     /// A generated key takes no material.
     MaterialRefused = "MATERIAL_REFUSED", InvalidArgument, No, None, "INVALID_QUERY_PARAM_ERR",
         "Rotate a generated key without material.";
+    /// There is no such event for the service.
+    EventNotFound = "EVENT_NOT_FOUND", NotFound, No, None, "",
+        "Acknowledge an event that WatchKeyEvents sent, with its key.";
+    /// The key has a rewrap campaign that goes on.
+    CampaignExists = "CAMPAIGN_EXISTS", AlreadyExists, No, None, "",
+        "Wait until it is done, or pause it; a rotation makes room for another one.";
+    /// The key has no rewrap campaign.
+    CampaignNotFound = "CAMPAIGN_NOT_FOUND", NotFound, No, None, "",
+        "Create one first.";
     /// The etag is of another generation.
     EtagMismatch = "ETAG_MISMATCH", Aborted, No, None, "",
         "Read the key again and decide anew.";

@@ -23,6 +23,7 @@ use super::grpc::Edge;
 use super::pb::admin_service_server::AdminServiceServer;
 use super::pb::audit_service_server::AuditServiceServer;
 use super::pb::crypto_service_server::CryptoServiceServer;
+use super::pb::event_service_server::EventServiceServer;
 use super::pb::import_service_server::ImportServiceServer;
 use super::pb::instance_service_server::InstanceServiceServer;
 use super::pb::key_ring_service_server::KeyRingServiceServer;
@@ -95,6 +96,9 @@ pub fn serve(
         .add_service(KeyServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES))
         .add_service(
             KeyRingServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+        )
+        .add_service(
+            EventServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
         )
         .add_service(
             ImportServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),

@@ -110,7 +110,7 @@ impl Key {
     /// [`Denied::State`].
     pub fn disabled(&self, now: Moment, profile: Profile) -> Result<Key, Denied> {
         self.permit(KeyAction::Disable, now, profile)?;
-        let mut new = self.changed(now);
+        let mut new = self.told_change(now);
         new.history.suspended = Some(now);
         Ok(new)
     }
@@ -125,7 +125,7 @@ impl Key {
         if self.history.expired(now.time) {
             return Err(Denied::Expired);
         }
-        let mut new = self.changed(now);
+        let mut new = self.told_change(now);
         new.history.suspended = None;
         Ok(new)
     }
@@ -193,7 +193,7 @@ impl Key {
         if registered.total > 0 && force == Force::No {
             return Err(Denied::Registered { count: registered.total });
         }
-        let mut new = Key { authorization: None, ..self.changed(now) };
+        let mut new = Key { authorization: None, ..self.told_change(now) };
         new.history.destroyed = Some(now);
         new.history.restored = None;
         Ok(new)
@@ -215,7 +215,7 @@ impl Key {
             return Err(Denied::Expired);
         }
         settled(self.history.destroyed, now)?;
-        let mut new = self.changed(now);
+        let mut new = self.told_change(now);
         new.history.destroyed = None;
         new.history.suspended = None;
         new.history.restored = Some(now);

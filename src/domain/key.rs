@@ -96,6 +96,11 @@ impl Key {
         Self { updated: Some(now.time), generation: self.generation + 1, ..self.clone() }
     }
 
+    /// A copy after a change at `now` that services are told of.
+    pub fn told_change(&self, now: Moment) -> Self {
+        Self { told: Some(now), ..self.changed(now) }
+    }
+
     /// What `etag` in a request must be.
     pub fn etag(&self) -> String {
         format!("\"{}\"", self.generation)

@@ -6,6 +6,7 @@
 
 pub mod aad;
 pub mod access;
+pub mod campaign;
 pub mod deletion;
 pub mod event;
 pub mod id;
@@ -13,6 +14,7 @@ pub mod import;
 pub mod import_token;
 pub mod instance;
 pub mod key;
+pub mod key_event;
 pub mod lifecycle;
 pub mod policy;
 pub mod registration;
@@ -21,6 +23,7 @@ pub mod time;
 
 pub use aad::Aad;
 pub use access::{Binding, Bindings, Permission, Role};
+pub use campaign::{Campaign, CampaignState};
 pub use deletion::{Denied, Force, Registered};
 pub use event::{Event, Outcome};
 pub use id::{
@@ -31,6 +34,7 @@ pub use import::{ImportAlgorithm, SealedMaterial};
 pub use import_token::{ImportToken, TokenEnded};
 pub use instance::{Instance, KeyRing};
 pub use key::{Key, KeyDetails, Version};
+pub use key_event::{KeyEvent, KeyEventKind, NewKeyEvent};
 pub use lifecycle::{History, KeyAction, KeyState, Profile, Refusal, Refused};
 pub use policy::{Ipv4Net, Policies, PolicyChange};
 pub use registration::{Crn, CrnPattern, Registration, ResourceKind};

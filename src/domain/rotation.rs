@@ -68,7 +68,7 @@ impl Key {
     pub fn rotated(&self, version: Version, now: Moment, profile: Profile) -> Result<Key, Denied> {
         self.may_rotate(now, profile)?;
         let versions = self.versions.iter().cloned().chain([version]).collect();
-        Ok(Key { rotated: Some(now), versions, ..self.changed(now) })
+        Ok(Key { rotated: Some(now), versions, ..self.told_change(now) })
     }
 
     /// When its expiration is to be recorded; `None` if that is done, or cannot come

@@ -12,7 +12,7 @@ use super::registry::Slot;
 use super::{Answer, Call, Service, interrupted, state_detail, within};
 use crate::domain::{
     Alias, Event, Force, Key, KeyAction, KeyDetails, KeyName, KeyRingId, Malformed, Moment,
-    Outcome, Registered, RotationPeriod,
+    NewKeyEvent, Outcome, Registered, RotationPeriod,
 };
 use crate::error::Error;
 use crate::store::{Change, KeyWrite, StoreError};
@@ -250,12 +250,17 @@ impl Service {
     ) -> Result<(), Error> {
         let old = slot.key();
         let key = Some(KeyWrite::Update { key: Arc::clone(new), from: old.generation });
+        let key_events: Vec<_> = NewKeyEvent::of(&old, new, self.now()).into_iter().collect();
+        let tells = !key_events.is_empty();
         if effect == Effect::Tighten {
             self.registry.publish(slot, Arc::clone(new));
         }
-        match self.store.commit(Change { key, ..change }).await {
+        match self.store.commit(Change { key, key_events, ..change }).await {
             Ok(()) => {
                 self.registry.publish(slot, Arc::clone(new));
+                if tells {
+                    self.wake_watchers();
+                }
                 Ok(())
             }
             Err(error) => {

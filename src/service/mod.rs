@@ -7,7 +7,9 @@
 
 mod admin;
 mod budget;
+mod campaigns;
 mod crypto;
+mod events;
 mod imports;
 mod instances;
 mod keys;
@@ -30,11 +32,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 pub use admin::{HsmReport, ServerReport};
+pub use campaigns::CampaignReport;
 pub use crypto::{DekAction, DekAnswer, DekRequest};
+pub use events::EventAnswer;
 pub use imports::TokenAndAlgorithms;
 pub use instances::{InstanceReport, Metrics, NewInstance};
 pub use keys::Update;
@@ -54,6 +59,7 @@ use crate::domain::{
 use crate::error::{Error, Reason};
 use crate::hsm::Hsm;
 use crate::store::{Change, InstanceWrite, Snapshot, Store};
+use campaigns::Campaigns;
 use reconcile::Intents;
 use registry::Registry;
 use tenants::Tenants;
@@ -148,6 +154,9 @@ pub struct Service {
     settings: Settings,
     registry: Registry,
     tenants: Tenants,
+    campaigns: Campaigns,
+    /// Counts commits that services are told of.
+    key_events: watch::Sender<u64>,
     /// Instances are made one at a time (docs/adr/0004).
     making_instances: tokio::sync::Mutex<()>,
     bindings: ArcSwap<Bindings>,
@@ -187,6 +196,7 @@ impl Service {
             registered,
             wrap_grants,
             clock,
+            campaigns,
         } = store.load()?;
         let known: Vec<_> = outbox.iter().map(|event| event.id).collect();
         let in_log = audit.contains_recent(&known)?;
@@ -198,6 +208,8 @@ impl Service {
             intents: Intents::new(intents, &keys),
             registry: Registry::new(keys, &registered, &wrap_grants),
             tenants: Tenants::new(instances, rings, import_tokens),
+            campaigns: Campaigns::new(campaigns),
+            key_events: watch::Sender::new(0),
             making_instances: tokio::sync::Mutex::default(),
             bindings: ArcSwap::default(),
             configured,

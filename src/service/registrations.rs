@@ -327,7 +327,7 @@ impl Service {
 }
 
 /// The service that calls.
-fn service_of(call: &Call) -> Result<String, Error> {
+pub(super) fn service_of(call: &Call) -> Result<String, Error> {
     let service = call.principal.service().map(str::to_owned);
     let refused = || Error::new(Reason::ServiceOnly, "only a service writes registrations");
     service.ok_or_else(refused)

@@ -33,9 +33,11 @@ impl Service {
         }
     }
 
-    /// Writes down how long the daemon has run.
+    /// Writes down how long the daemon has run, and forgets what is old enough.
     pub async fn note_clock(&self) {
-        let change = Change { clock: Some(self.clock.reading()), ..Change::default() };
+        let clock = Some(self.clock.reading());
+        let forget_events = super::events::forgotten_before(self.now());
+        let change = Change { clock, forget_events, ..Change::default() };
         if let Err(error) = self.store.commit(change).await {
             tracing::warn!(%error, "the run time cannot be noted");
         }
@@ -52,6 +54,10 @@ impl Service {
                 tracing::warn!(key, %error, "what is due cannot be done; it is tried again");
             }
         }
+        if let Err(error) = self.look_after_events(now).await {
+            tracing::warn!(%error, "overdue acknowledgements cannot be looked for");
+        }
+        self.go_on_with_campaigns(now).await;
         self.end_import_tokens().await;
         self.take_away_instances().await;
     }

@@ -10,6 +10,7 @@ mod conformance;
 mod imports;
 mod instances;
 mod intents;
+mod key_events;
 mod keys;
 mod outbox;
 mod registrations;
@@ -28,8 +29,9 @@ use uuid::Uuid;
 pub use sqlite::Sqlite;
 
 use crate::domain::{
-    Binding, CrnPattern, Event, ImportToken, Instance, InstanceId, Key, KeyId, KeyRing, ObjectId,
-    PrincipalId, Registered, Registration, RegistrationId, RunTime, Timestamp, VersionId,
+    Binding, Campaign, CrnPattern, Event, ImportToken, Instance, InstanceId, Key, KeyEvent, KeyId,
+    KeyRing, NewKeyEvent, ObjectId, PrincipalId, Registered, Registration, RegistrationId, RunTime,
+    Timestamp, VersionId,
 };
 
 /// The store could not do what was asked.
@@ -84,6 +86,36 @@ pub trait Store: Send + Sync + 'static {
     /// Registrations, ordered by resource and key; the cost is that of a page.
     fn list_registrations(&self, query: RegistrationQuery) -> Pending<Vec<Registration>>;
 
+    /// Events that a service is told of in an instance, after the event `after`, in
+    /// their order.
+    fn list_key_events(
+        &self,
+        service: &str,
+        instance: &InstanceId,
+        after: u64,
+        limit: usize,
+    ) -> Pending<Vec<KeyEvent>>;
+
+    /// The event before the oldest that a service has not acknowledged in an
+    /// instance; the newest of all if there is none.
+    fn first_key_event(&self, service: &str, instance: &InstanceId) -> Pending<u64>;
+
+    /// One event as a service is told of it, and how many services have not
+    /// acknowledged it; `None` if it does not concern the service.
+    fn find_key_event(&self, service: &str, id: u64) -> Pending<Option<(KeyEvent, u64)>>;
+
+    /// Deliveries from before that run time that are not acknowledged and not marked
+    /// as overdue, with the service of each.
+    fn overdue_key_events(&self, before: RunTime, limit: usize)
+    -> Pending<Vec<(String, KeyEvent)>>;
+
+    /// How many services have resources registered against a key.
+    fn services_of(&self, key: KeyId) -> Pending<u32>;
+
+    /// How many resources of a key each version wraps; those that wrap none are left
+    /// out.
+    fn versions_in_use(&self, key: KeyId) -> Pending<Vec<(VersionId, u64)>>;
+
     /// Takes no more, finishes what waits, closes. Blocks; once is enough.
     fn close(&self);
 }
@@ -116,7 +148,26 @@ pub struct Snapshot {
     pub wrap_grants: HashMap<VersionId, u64>,
     /// What the clocks last said; `None` at the very first start.
     pub clock: Option<ClockReading>,
+    /// At most one of a key.
+    pub campaigns: Vec<Campaign>,
 }
+
+/// What a service says of an event.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Acknowledgement {
+    /// The service.
+    pub service: String,
+    /// The event.
+    pub event: u64,
+    /// When.
+    pub time: Timestamp,
+    /// Why it could not do what the event asks, if it could not.
+    pub failure: Option<String>,
+}
+
+/// A campaign as it shall be.
+#[derive(Clone, Debug)]
+pub struct CampaignWrite(pub Campaign);
 
 /// What the clocks said at one moment.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -229,6 +280,16 @@ pub struct Change {
     pub wrap_grant: Option<(VersionId, u64)>,
     /// What the clocks say.
     pub clock: Option<ClockReading>,
+    /// Events that services are to be told of. Those that concern none are left out.
+    pub key_events: Vec<NewKeyEvent>,
+    /// What a service says of an event.
+    pub acknowledgement: Option<Acknowledgement>,
+    /// Deliveries that it was told of that they are late: service and event.
+    pub overdue: Vec<(String, u64)>,
+    /// Acknowledged deliveries from before this run time go.
+    pub forget_events: Option<RunTime>,
+    /// The campaign of a key.
+    pub campaign: Option<CampaignWrite>,
 }
 
 /// How an instance is written.

@@ -20,9 +20,11 @@ use uuid::Uuid;
 use super::rows::RowError;
 use super::{
     Change, KeyWrite, Pending, RegistrationQuery, Request, Snapshot, Store, StoreError, clock,
-    imports, instances, intents, keys, outbox, registrations,
+    imports, instances, intents, key_events, keys, outbox, registrations,
 };
-use crate::domain::{KeyId, PrincipalId, Registration, RegistrationId};
+use crate::domain::{
+    InstanceId, KeyEvent, KeyId, PrincipalId, Registration, RegistrationId, RunTime, VersionId,
+};
 
 /// A store in one SQLite file.
 pub struct Sqlite {
@@ -132,6 +134,45 @@ impl Store for Sqlite {
         self.read(move |connection| registrations::list(connection, &query))
     }
 
+    fn list_key_events(
+        &self,
+        service: &str,
+        instance: &InstanceId,
+        after: u64,
+        limit: usize,
+    ) -> Pending<Vec<KeyEvent>> {
+        let (service, instance) = (service.to_owned(), instance.clone());
+        self.read(move |connection| {
+            key_events::list(connection, (&service, &instance), after, limit)
+        })
+    }
+
+    fn first_key_event(&self, service: &str, instance: &InstanceId) -> Pending<u64> {
+        let (service, instance) = (service.to_owned(), instance.clone());
+        self.read(move |connection| key_events::start(connection, &service, &instance))
+    }
+
+    fn find_key_event(&self, service: &str, id: u64) -> Pending<Option<(KeyEvent, u64)>> {
+        let service = service.to_owned();
+        self.read(move |connection| key_events::find(connection, &service, id))
+    }
+
+    fn overdue_key_events(
+        &self,
+        before: RunTime,
+        limit: usize,
+    ) -> Pending<Vec<(String, KeyEvent)>> {
+        self.read(move |connection| key_events::overdue(connection, before, limit))
+    }
+
+    fn services_of(&self, key: KeyId) -> Pending<u32> {
+        self.read(move |connection| key_events::services(connection, key))
+    }
+
+    fn versions_in_use(&self, key: KeyId) -> Pending<Vec<(VersionId, u64)>> {
+        self.read(move |connection| key_events::versions_in_use(connection, key))
+    }
+
     fn close(&self) {
         // Without a sender the thread ends when it has done what waits.
         drop(self.work.lock().take());
@@ -232,6 +273,11 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
         registration,
         wrap_grant,
         clock,
+        key_events: events_of_keys,
+        acknowledgement,
+        overdue,
+        forget_events,
+        campaign,
     } = change;
     match key {
         Some(KeyWrite::Insert(key)) => keys::insert_key(transaction, key)?,
@@ -250,6 +296,11 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
     some(registration.as_ref().map(|write| registrations::write(transaction, write)))?;
     some(wrap_grant.map(|(version, n)| keys::grant_wraps(transaction, version, n)))?;
     some(clock.as_ref().map(|reading| clock::write(transaction, reading)))?;
+    events_of_keys.iter().try_for_each(|event| key_events::insert(transaction, event))?;
+    some(acknowledgement.as_ref().map(|given| key_events::acknowledge(transaction, given)))?;
+    overdue.iter().try_for_each(|late| key_events::mark_overdue(transaction, late))?;
+    some(forget_events.map(|before| key_events::forget(transaction, before)))?;
+    some(campaign.as_ref().map(|write| key_events::write_campaign(transaction, write)))?;
     events.iter().try_for_each(|event| outbox::insert_event(transaction, event))?;
     published.iter().try_for_each(|id| outbox::remove_event(transaction, *id))
 }
@@ -266,6 +317,7 @@ fn load(connection: &Connection) -> Result<Snapshot, RowError> {
         registered: registrations::load_counts(connection)?,
         wrap_grants: keys::load_wrap_grants(connection)?,
         clock: clock::load(connection)?,
+        campaigns: key_events::load_campaigns(connection)?,
     })
 }
 

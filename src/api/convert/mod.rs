@@ -4,6 +4,7 @@
 
 mod admin;
 mod crypto;
+mod events;
 mod import;
 mod instances;
 mod keys;
@@ -20,6 +21,7 @@ pub(super) use crypto::{
     generate_request, generated, rewrap_request, rewrapped, unwrap_request, unwrap_result,
     unwrapped, wrap_request, wrapped,
 };
+pub(super) use events::{campaign, campaign_key, event_answer, key_event};
 pub(super) use import::{import_token, import_token_instance, new_import_token};
 pub(super) use instances::{instance, new_instance, ring};
 pub(super) use keys::{

@@ -5,6 +5,7 @@
 mod admin;
 mod audit;
 mod crypto;
+mod events;
 mod import;
 mod keys;
 mod registrations;
