@@ -6,9 +6,7 @@
 
 use std::time::Duration;
 
-use super::{
-    Crn, Denied, InstanceId, Key, KeyId, KeyState, Moment, RegistrationId, VersionId,
-};
+use super::{Crn, Denied, InstanceId, Key, KeyId, KeyState, Moment, RegistrationId, VersionId};
 
 /// Services acknowledge within this span.
 pub const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(4 * 60 * 60);

@@ -60,7 +60,10 @@ pub(super) fn acknowledge(transaction: &Connection, given: &Acknowledgement) -> 
 }
 
 /// Notes that it was told that a service is late.
-pub(super) fn mark_overdue(transaction: &Connection, (service, event): &(String, u64)) -> Result<()> {
+pub(super) fn mark_overdue(
+    transaction: &Connection,
+    (service, event): &(String, u64),
+) -> Result<()> {
     let sql = "UPDATE deliveries SET overdue = 1 WHERE service = ?1 AND event = ?2";
     transaction.prepare_cached(sql)?.execute(params![service, event])?;
     Ok(())
@@ -232,7 +235,10 @@ pub(super) fn load_campaigns(connection: &Connection) -> Result<Vec<Campaign>> {
 }
 
 /// How many resources of a key each version wraps.
-pub(super) fn versions_in_use(connection: &Connection, key: KeyId) -> Result<Vec<(VersionId, u64)>> {
+pub(super) fn versions_in_use(
+    connection: &Connection,
+    key: KeyId,
+) -> Result<Vec<(VersionId, u64)>> {
     let sql = "SELECT version, sum(n) AS total FROM registration_counts WHERE key = ?1
                GROUP BY version HAVING total > 0";
     let mut statement = connection.prepare_cached(sql)?;

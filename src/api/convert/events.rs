@@ -23,8 +23,7 @@ pub(in crate::api) fn event_answer(
 /// # Errors
 /// [`Malformed`], of the field `name`.
 pub(in crate::api) fn campaign_key(name: &str) -> Result<KeyName, Malformed> {
-    let problem =
-        Malformed::new("name", "must be instances/{instance}/keys/{key}/rewrapCampaign");
+    let problem = Malformed::new("name", "must be instances/{instance}/keys/{key}/rewrapCampaign");
     let key = name.strip_suffix("/rewrapCampaign").ok_or(problem)?;
     key.parse().map_err(|_form: Malformed| problem)
 }
