@@ -276,34 +276,43 @@ impl Model {
         let after = |condition: bool, answer: Answer| condition.then_some(answer);
         let too_early = |wait| Answer::TooEarly { wait };
         let dual_auth = self.setting.dual_auth;
-        let refused = match ask {
-            Ask::Wrap | Ask::Unwrap | Ask::Rewrap | Ask::Disable | Ask::Update => None,
-            Ask::RotateByPolicy if !self.policy_is_due() => Some(Answer::NotDue),
-            Ask::Rotate | Ask::RotateByPolicy => rotated.map(|wait| Answer::RotatedLately { wait }),
-            Ask::Enable => early(self.last(|what| what == Ask::Disable), 30)
-                .map(too_early)
-                .or(after(self.expired(), Answer::Expired)),
+        let refusals = match ask {
+            Ask::Wrap | Ask::Unwrap | Ask::Rewrap | Ask::Disable | Ask::Update => vec![],
+            Ask::Rotate | Ask::RotateByPolicy => {
+                let early_for_policy = ask == Ask::RotateByPolicy && !self.policy_is_due();
+                let rotated = rotated.map(|wait| Answer::RotatedLately { wait });
+                vec![after(early_for_policy, Answer::NotDue), rotated]
+            }
+            Ask::Enable => {
+                let disabled = early(self.disabled(), 30).map(too_early);
+                vec![disabled, after(self.expired(), Answer::Expired)]
+            }
             Ask::SetForDeletion(_) | Ask::UnsetForDeletion => {
-                after(!dual_auth, Answer::NotDualAuth)
+                vec![after(!dual_auth, Answer::NotDualAuth)]
             }
             Ask::Delete { by, force, registered: Registered { total, preventing } } => {
                 let given = self.authorization();
-                after(preventing > 0, Answer::Prevented { count: preventing })
-                    .or(after(dual_auth && given.is_none(), Answer::NotAuthorized))
-                    .or(after(dual_auth && given == Some(by), Answer::SamePrincipal))
-                    .or(after(total > 0 && force == Force::No, Answer::Registered { count: total }))
+                let refused = total > 0 && force == Force::No;
+                vec![
+                    after(preventing > 0, Answer::Prevented { count: preventing }),
+                    after(dual_auth && given.is_none(), Answer::NotAuthorized),
+                    after(dual_auth && given == Some(by), Answer::SamePrincipal),
+                    after(refused, Answer::Registered { count: total }),
+                ]
             }
             Ask::Restore => {
                 let generated = self.setting.profile == Profile::Vpc && !self.setting.imported;
                 let closed = self.deleted().is_some_and(|last| self.ran - last.ran > 30 * DAY);
-                after(generated, Answer::NotImported)
-                    .or(after(closed, Answer::WindowClosed))
-                    .or(after(self.expired(), Answer::Expired))
-                    .or(early(self.deleted(), 30).map(too_early))
+                vec![
+                    after(generated, Answer::NotImported),
+                    after(closed, Answer::WindowClosed),
+                    after(self.expired(), Answer::Expired),
+                    early(self.deleted(), 30).map(too_early),
+                ]
             }
-            Ask::Purge => early(self.deleted(), 4 * HOUR).map(too_early),
+            Ask::Purge => vec![early(self.deleted(), 4 * HOUR).map(too_early)],
         };
-        refused.unwrap_or(Answer::Done)
+        refusals.into_iter().flatten().next().unwrap_or(Answer::Done)
     }
 
     /// Why the state forbids it, if it does.
