@@ -22,7 +22,7 @@ use rootkeyd::domain::{
 };
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_sequence_agrees_with_the_model_and_keeps_the_rules(
@@ -38,7 +38,7 @@ fn the_sequences_reach_every_answer() {
     let mut runner = TestRunner::deterministic();
     let mut reached = BTreeSet::new();
     let sequences = (settings(), prop::collection::vec(steps(), 60));
-    for _ in 0..1_000 {
+    for _ in 0..500 {
         let (setting, steps) = sequences.new_tree(&mut runner).unwrap().current();
         reached.extend(play(setting, &steps).unwrap());
     }
