@@ -51,7 +51,8 @@ pub struct Clock {
 struct State {
     run: RunTime,
     last: RawTime,
-    /// What the date was believed to be when the daemon had run so long.
+    /// The least that the date can be, at the last reading: it goes on with the run
+    /// time, and never back.
     anchor: Moment,
     /// How far the date was off at the last reading.
     off: Off,
@@ -140,14 +141,18 @@ impl State {
         } else {
             Off::No
         };
-        if off == Off::No {
-            // The steady clock drifts, and the date is put right in small steps.
-            self.anchor = Moment { time: raw.time.max(self.anchor.time), run: self.run };
-        } else if off != self.off && self.alarms.len() < MOST_ALARMS {
+        let least = match off {
+            // The steady clock drifts, and the date is put right in small steps. Where
+            // it is behind it stands still until the machine's clock has caught up.
+            Off::No => raw.time.max(self.anchor.time),
+            Off::Ahead | Off::Behind => expected,
+        };
+        if off != Off::No && off != self.off && self.alarms.len() < MOST_ALARMS {
             self.alarms.push(ClockJump { said: raw.time, expected });
         }
         self.off = off;
-        Moment { time: raw.time.max(expected), run: self.run }
+        self.anchor = Moment { time: least, run: self.run };
+        Moment { time: raw.time.max(least), run: self.run }
     }
 }
 
@@ -217,6 +222,20 @@ mod tests {
             *set.lock() = (1_000_000 + 40 * i64::from(step), 500 + u64::from(step));
             clock.now();
         }
+        assert!(clock.jumps().is_empty());
+    }
+
+    #[test]
+    fn a_date_that_has_come_does_not_go_away_for_a_small_step_back() {
+        let (source, set) = clocks("b");
+        let clock = Clock::new(source, None, Trust::Seen);
+        *set.lock() = (1_000_100 - 50, 600);
+        let said = [clock.now(), clock.now(), clock.now()].map(|now| seconds(now).0);
+        assert_eq!(said, [1_000_050; 3]);
+        *set.lock() = (1_000_051 - 40, 601);
+        assert_eq!(seconds(clock.now()).0, 1_000_050);
+        *set.lock() = (1_000_062, 652);
+        assert_eq!(seconds(clock.now()).0, 1_000_062);
         assert!(clock.jumps().is_empty());
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{Key, KeyAction, KeyState, Moment, PrincipalId, Profile, Refused, RunTime};
+use super::{Key, KeyAction, KeyState, Moment, PrincipalId, Profile, Refusal, Refused, RunTime};
 
 /// A key rests for this long after it was disabled or deleted.
 pub const SETTLE: Duration = Duration::from_secs(30);
@@ -242,12 +242,16 @@ impl Key {
     }
 
     /// Whether its state at `now` allows `action`. A suspended key past its date
-    /// can never be enabled, so it may be set for deletion as it is.
+    /// can never be enabled, so it may be set for deletion as it is. Of a key whose
+    /// material is being destroyed nothing can be asked any more.
     ///
     /// # Errors
     /// [`Refused`], by the table in `lifecycle.rs`.
     pub fn permit(&self, action: KeyAction, now: Moment, profile: Profile) -> Result<(), Refused> {
         let state = self.state(now);
+        if self.history.purging.is_some() && action != KeyAction::Read {
+            return Err(Refused { action, state, refusal: Refusal::Destroyed });
+        }
         let stuck = state == KeyState::Suspended && self.history.expired(now.time);
         let of_deletion = matches!(action, KeyAction::SetForDeletion | KeyAction::UnsetForDeletion);
         if stuck && of_deletion {
@@ -358,6 +362,18 @@ mod tests {
         assert!(matches!(key.purging(later(hours - 1), Vpc), Err(Denied::TooEarly { .. })));
         assert!(key.purging(later(hours), Vpc).unwrap().history.purging.is_some());
         assert_eq!(key.purge_due(), Some(later(90 * 86_400).run));
+    }
+
+    #[test]
+    fn nothing_brings_back_a_key_that_is_being_purged() {
+        let hours = 4 * 60 * 60;
+        let key = destroyed().purging(later(hours), KeyProtect).unwrap();
+        for denied in
+            [key.restored(later(hours), KeyProtect), key.purging(later(hours), KeyProtect)]
+        {
+            let Err(Denied::State(refused)) = denied else { panic!("{denied:?}") };
+            assert_eq!(refused.refusal, Refusal::Destroyed);
+        }
     }
 
     #[test]
