@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{Key, KeyAction, KeyState, Moment, PrincipalId, Profile, Refusal, Refused, RunTime};
+use super::{
+    Key, KeyAction, KeyState, Moment, PrincipalId, Profile, Refusal, Refused, RunTime, Timestamp,
+};
 
 /// A key rests for this long after it was disabled or deleted.
 pub const SETTLE: Duration = Duration::from_secs(30);
@@ -220,6 +222,14 @@ impl Key {
         Ok(new)
     }
 
+    /// The date until which it can be restored, as it looks by the date of its deletion:
+    /// 30 days, or its expiration date if that comes first; `None` while it is not
+    /// deleted.
+    pub fn restorable_until(&self) -> Option<Timestamp> {
+        let window = self.history.destroyed.map(|at| at.time + RESTORE_WINDOW)?;
+        Some(self.history.expires.map_or(window, |expires| expires.min(window)))
+    }
+
     /// Given up at `now`: nothing can bring it back, and its material is destroyed.
     ///
     /// # Errors
@@ -274,7 +284,7 @@ mod tests {
     use super::*;
     use crate::domain::key::tests::key_at;
     use crate::domain::time::tests::at;
-    use crate::domain::{Profile::KeyProtect, Profile::Vpc, Timestamp};
+    use crate::domain::{Profile::KeyProtect, Profile::Vpc};
 
     const T0: i64 = 1_000_000;
 
@@ -353,6 +363,18 @@ mod tests {
         let mut key = destroyed();
         key.history.expires = Some(later(30).time);
         assert_eq!(key.restored(later(30), KeyProtect), Err(Denied::Expired));
+    }
+
+    #[test]
+    fn a_key_says_that_it_can_be_restored_for_30_days_or_until_it_expires() {
+        let day = 86_400;
+        assert_eq!(key_at(at(T0)).restorable_until(), None);
+        let mut key = destroyed();
+        assert_eq!(key.restorable_until(), Some(later(30 * day).time));
+        for (expires, until) in [(day, day), (40 * day, 30 * day)] {
+            key.history.expires = Some(later(expires).time);
+            assert_eq!(key.restorable_until(), Some(later(until).time));
+        }
     }
 
     #[test]
