@@ -80,7 +80,8 @@ fn duration(span: &PbDuration, field: &'static str) -> Result<Duration, Malforme
     let PbDuration { seconds, nanos } = *span;
     let parts = u64::try_from(seconds).ok().zip(u32::try_from(nanos).ok());
     let parts = parts.filter(|(_, nanos)| *nanos < 1_000_000_000);
-    let (seconds, nanos) = parts.ok_or_else(|| Malformed::new(field, "is no valid span of time"))?;
+    let (seconds, nanos) =
+        parts.ok_or_else(|| Malformed::new(field, "is no valid span of time"))?;
     Ok(Duration::new(seconds, nanos))
 }
 
