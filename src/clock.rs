@@ -56,6 +56,8 @@ struct State {
     anchor: Moment,
     /// How far the date was off at the last reading.
     off: Off,
+    /// Since when the date is ahead, if it is.
+    ahead: Option<RunTime>,
     alarms: Vec<ClockJump>,
 }
 
@@ -93,7 +95,8 @@ impl Clock {
             Some(_) | None => raw.time,
         };
         let anchor = Moment { time: believed, run };
-        let state = State { run, last: raw, anchor, off: Off::No, alarms: Vec::new() };
+        let (ahead, alarms) = (None, Vec::new());
+        let state = State { run, last: raw, anchor, off: Off::No, ahead, alarms };
         Self { source, state: Mutex::new(state) }
     }
 
@@ -115,6 +118,12 @@ impl Clock {
             boot: self.source.boot.clone(),
             boot_time: state.last.steady,
         }
+    }
+
+    /// Whether the date is ahead of what has passed, and has not been for so long that
+    /// it is taken as right.
+    pub fn is_ahead(&self) -> bool {
+        self.state.lock().ahead.is_some()
     }
 
     /// Jumps since the last call.
@@ -151,6 +160,10 @@ impl State {
             self.alarms.push(ClockJump { said: raw.time, expected });
         }
         self.off = off;
+        self.ahead = (off == Off::Ahead).then(|| self.ahead.unwrap_or(self.run));
+        // It has been ahead for long, and nobody has put it right: it was put right then.
+        let right = self.ahead.is_some_and(|since| self.run.since(since) >= AHEAD_FOR_LONG);
+        let least = if right { raw.time } else { least };
         self.anchor = Moment { time: least, run: self.run };
         Moment { time: raw.time.max(least), run: self.run }
     }
@@ -158,6 +171,8 @@ impl State {
 
 /// How far the date may be off before it is a jump.
 const TOLERANCE: Duration = Duration::from_secs(60);
+/// After this span a date that is ahead is taken as right.
+const AHEAD_FOR_LONG: Duration = Duration::from_secs(24 * 60 * 60);
 /// Jumps that are kept for the next look.
 const MOST_ALARMS: usize = 100;
 
@@ -202,6 +217,23 @@ mod tests {
         *set.lock() = (1_000_002, 502);
         assert_eq!(seconds(clock.now()), (1_000_002, 2));
         assert!(clock.jumps().is_empty());
+    }
+
+    #[test]
+    fn a_date_that_stays_ahead_for_a_day_is_taken_as_right() {
+        let (source, set) = clocks("b");
+        let clock = Clock::new(source, None, Trust::Seen);
+        *set.lock() = (5_000_000, 501);
+        clock.now();
+        *set.lock() = (5_086_399, 501 + 86_399);
+        clock.now();
+        assert!(clock.is_ahead());
+        *set.lock() = (5_086_400, 501 + 86_400);
+        clock.now();
+        *set.lock() = (5_086_401, 501 + 86_401);
+        clock.now();
+        assert!(!clock.is_ahead());
+        assert_eq!(clock.jumps().len(), 1);
     }
 
     #[test]
