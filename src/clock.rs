@@ -51,10 +51,13 @@ pub struct Clock {
 struct State {
     run: RunTime,
     last: RawTime,
-    /// What the date was believed to be when the daemon had run so long.
+    /// The least that the date can be, at the last reading: it goes on with the run
+    /// time, and never back.
     anchor: Moment,
     /// How far the date was off at the last reading.
     off: Off,
+    /// Since when the date is ahead, if it is.
+    ahead: Option<RunTime>,
     alarms: Vec<ClockJump>,
 }
 
@@ -92,7 +95,8 @@ impl Clock {
             Some(_) | None => raw.time,
         };
         let anchor = Moment { time: believed, run };
-        let state = State { run, last: raw, anchor, off: Off::No, alarms: Vec::new() };
+        let (ahead, alarms) = (None, Vec::new());
+        let state = State { run, last: raw, anchor, off: Off::No, ahead, alarms };
         Self { source, state: Mutex::new(state) }
     }
 
@@ -114,6 +118,12 @@ impl Clock {
             boot: self.source.boot.clone(),
             boot_time: state.last.steady,
         }
+    }
+
+    /// Whether the date is ahead of what has passed, and has not been for so long that
+    /// it is taken as right.
+    pub fn is_ahead(&self) -> bool {
+        self.state.lock().ahead.is_some()
     }
 
     /// Jumps since the last call.
@@ -140,19 +150,29 @@ impl State {
         } else {
             Off::No
         };
-        if off == Off::No {
-            // The steady clock drifts, and the date is put right in small steps.
-            self.anchor = Moment { time: raw.time.max(self.anchor.time), run: self.run };
-        } else if off != self.off && self.alarms.len() < MOST_ALARMS {
+        let least = match off {
+            // The steady clock drifts, and the date is put right in small steps. Where
+            // it is behind it stands still until the machine's clock has caught up.
+            Off::No => raw.time.max(self.anchor.time),
+            Off::Ahead | Off::Behind => expected,
+        };
+        if off != Off::No && off != self.off && self.alarms.len() < MOST_ALARMS {
             self.alarms.push(ClockJump { said: raw.time, expected });
         }
         self.off = off;
-        Moment { time: raw.time.max(expected), run: self.run }
+        self.ahead = (off == Off::Ahead).then(|| self.ahead.unwrap_or(self.run));
+        // It has been ahead for long, and nobody has put it right: it was put right then.
+        let right = self.ahead.is_some_and(|since| self.run.since(since) >= AHEAD_FOR_LONG);
+        let least = if right { raw.time } else { least };
+        self.anchor = Moment { time: least, run: self.run };
+        Moment { time: raw.time.max(least), run: self.run }
     }
 }
 
 /// How far the date may be off before it is a jump.
 const TOLERANCE: Duration = Duration::from_secs(60);
+/// After this span a date that is ahead is taken as right.
+const AHEAD_FOR_LONG: Duration = Duration::from_secs(24 * 60 * 60);
 /// Jumps that are kept for the next look.
 const MOST_ALARMS: usize = 100;
 
@@ -200,6 +220,23 @@ mod tests {
     }
 
     #[test]
+    fn a_date_that_stays_ahead_for_a_day_is_taken_as_right() {
+        let (source, set) = clocks("b");
+        let clock = Clock::new(source, None, Trust::Seen);
+        *set.lock() = (5_000_000, 501);
+        clock.now();
+        *set.lock() = (5_086_399, 501 + 86_399);
+        clock.now();
+        assert!(clock.is_ahead());
+        *set.lock() = (5_086_400, 501 + 86_400);
+        clock.now();
+        *set.lock() = (5_086_401, 501 + 86_401);
+        clock.now();
+        assert!(!clock.is_ahead());
+        assert_eq!(clock.jumps().len(), 1);
+    }
+
+    #[test]
     fn a_date_that_goes_back_is_not_believed_and_alarms() {
         let (source, set) = clocks("b");
         let clock = Clock::new(source, None, Trust::Seen);
@@ -217,6 +254,20 @@ mod tests {
             *set.lock() = (1_000_000 + 40 * i64::from(step), 500 + u64::from(step));
             clock.now();
         }
+        assert!(clock.jumps().is_empty());
+    }
+
+    #[test]
+    fn a_date_that_has_come_does_not_go_away_for_a_small_step_back() {
+        let (source, set) = clocks("b");
+        let clock = Clock::new(source, None, Trust::Seen);
+        *set.lock() = (1_000_100 - 50, 600);
+        let said = [clock.now(), clock.now(), clock.now()].map(|now| seconds(now).0);
+        assert_eq!(said, [1_000_050; 3]);
+        *set.lock() = (1_000_051 - 40, 601);
+        assert_eq!(seconds(clock.now()).0, 1_000_050);
+        *set.lock() = (1_000_062, 652);
+        assert_eq!(seconds(clock.now()).0, 1_000_062);
         assert!(clock.jumps().is_empty());
     }
 

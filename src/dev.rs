@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use jiff::SignedDuration;
+use jiff::{Span, SpanRelativeTo};
 use parking_lot::Mutex;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -213,7 +213,9 @@ fn parse_clock(text: &str) -> Result<Setting, String> {
         return Ok(Setting::Offset(0));
     }
     if text.starts_with(['+', '-']) {
-        let span: SignedDuration = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+        let span: Span = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+        let days = SpanRelativeTo::days_are_24_hours();
+        let span = span.to_duration(days).map_err(|error| error.to_string())?;
         return Ok(Setting::Offset(micros(span.as_micros())));
     }
     let time: jiff::Timestamp = text.parse().map_err(|error: jiff::Error| error.to_string())?;
@@ -369,8 +371,9 @@ mod tests {
         assert_eq!(at("+31s"), system + Duration::from_secs(31));
         assert_eq!(at("-1s"), Timestamp::from_seconds(999));
         assert_eq!(at("+2h 5m"), system + Duration::from_secs(7_500));
+        assert_eq!(at("+365d 1h"), system + Duration::from_secs(365 * 86_400 + 3_600));
         assert_eq!(at("1970-01-01T00:00:05Z"), Timestamp::from_seconds(5));
-        for text in ["", "31s", "tomorrow", "+", "system 5"] {
+        for text in ["", "31s", "tomorrow", "+", "system 5", "+1mo"] {
             assert!(parse_clock(text).is_err(), "{text:?}");
         }
     }

@@ -152,9 +152,9 @@ reasons! {
     /// There is no such instance.
     InstanceNotFound = "INSTANCE_NOT_FOUND", NotFound, No, None, "",
         "Check the instance's name.";
-    /// There is such an instance, or was one whose keys are not all purged.
+    /// There is such an instance, or was one.
     InstanceExists = "INSTANCE_EXISTS", AlreadyExists, No, None, "",
-        "Choose another name; that of a deleted instance is free when its last key is purged.";
+        "Choose another name; that of a deleted instance is never used again.";
     /// The instance has keys that are not deleted.
     InstanceNotEmpty = "INSTANCE_NOT_EMPTY", FailedPrecondition, No, None, "",
         "Delete its keys first.";

@@ -362,6 +362,300 @@ fn the_audit_log_is_listed_newest_first() {
     assert_eq!(json(&daemon, &["audit", "list", "--limit", "1"]).as_array().unwrap().len(), 1);
 }
 
+/// Waits until the daemon knows what its HSM unwraps: seconds after its start.
+fn until_it_imports(daemon: &Daemon) {
+    let begun = std::time::Instant::now();
+    json(daemon, &["import-token", "create", "--retrievals", "500"]);
+    while !daemon.cli(&["import-token", "get"]).output().unwrap().status.success() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{}", daemon.logged());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn a_key_of_ones_own_is_imported_and_rotated_from_files() {
+    let daemon = Daemon::start();
+    until_it_imports(&daemon);
+    let path = |name: &str| daemon.dir.join(name).display().to_string();
+    fs::write(path("raw"), common::random::<32>()).unwrap();
+    fs::write(path("hex"), hex::encode(common::random::<24>()) + "\n").unwrap();
+    fs::write(path("odd"), common::random::<31>()).unwrap();
+    let (raw, hex, odd) = (path("raw"), path("hex"), path("odd"));
+    let import = ["key", "import", "--name", "Archive", "--alias", "archive", "--file", &raw];
+    let key = json(&daemon, &import);
+    assert_eq!((&key["imported"], &key["state"]), (&true.into(), &"active".into()));
+    let odd = refused(daemon.cli(&["key", "import", "--name", "Odd", "--file", &odd]));
+    assert!(odd.contains("FIELD_INVALID: ") && odd.contains("31 bytes are no AES key"), "{odd}");
+    said(with_dek(&daemon, &["wrap", "archive", "--in", "-", "--out", &path("wrapped")]));
+
+    let without = refused(daemon.cli(&["key", "rotate", "archive"]));
+    assert!(without.starts_with("MATERIAL_REQUIRED: "), "{without}");
+    let rotate = ["key", "rotate", "archive", "--file", &hex, "--format", "hex"];
+    let rotated = json(&daemon, &rotate);
+    assert_ne!(rotated["primary_version"], key["primary_version"]);
+    let table = said(daemon.cli(&["key", "get", "archive"]));
+    assert!(table.contains("imported"), "{table}");
+    let unwrap = ["unwrap", "archive", "--in", &path("wrapped"), "--out", "-"];
+    assert_eq!(said(daemon.cli(&unwrap)), "dek");
+    let sha_256 =
+        [&import[..5], &["other"], &import[6..], &["--algorithm", "RSAES_OAEP_SHA_256"]].concat();
+    let unoffered = refused(daemon.cli(&sha_256));
+    assert!(unoffered.contains("ALGORITHM_UNSUPPORTED: "), "{unoffered}");
+}
+
+/// A command that reads `dek` from standard input.
+fn with_dek(daemon: &Daemon, arguments: &[&str]) -> Command {
+    let path = daemon.dir.join("dek");
+    fs::write(&path, b"dek").unwrap();
+    let mut command = daemon.cli(arguments);
+    command.stdin(fs::File::open(path).unwrap());
+    command
+}
+
+#[test]
+fn an_import_token_is_made_and_retrieved() {
+    let daemon = Daemon::start();
+    let create = ["import-token", "create", "--lifetime", "3600", "--retrievals", "500"];
+    let made = json(&daemon, &create);
+    assert_eq!((&made["remaining_retrievals"], &made["public_key"]), (&500.into(), &"".into()));
+    let file = daemon.dir.join("token.pem").display().to_string();
+    let begun = std::time::Instant::now();
+    while !daemon
+        .cli(&["import-token", "get", "--public-key", &file])
+        .output()
+        .unwrap()
+        .status
+        .success()
+    {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{}", daemon.logged());
+        std::thread::sleep(Duration::from_millis(200));
+        drop(fs::remove_file(&file));
+    }
+    let pem = fs::read_to_string(&file).unwrap();
+    assert!(pem.starts_with("-----BEGIN PUBLIC KEY-----"), "{pem}");
+    let retrieved = json(&daemon, &["import-token", "get"]);
+    assert_eq!(
+        (&retrieved["public_key"], &retrieved["remaining_retrievals"]),
+        (&pem.into(), &498.into())
+    );
+    assert_eq!(STANDARD.decode(retrieved["nonce"].as_str().unwrap()).unwrap().len(), 12);
+    assert_eq!(retrieved["algorithms"], serde_json::json!(["RSAES_OAEP_SHA_1"]));
+    let table = said(daemon.cli(&["import-token", "get"]));
+    assert!(table.contains("497 of 500") && table.contains("RSAES_OAEP_SHA_1"), "{table}");
+    let reader = refused(daemon.cli(&["--identity", "image", "import-token", "get"]));
+    assert!(reader.starts_with("PERMISSION_DENIED: "), "{reader}");
+    assert_eq!(
+        daemon
+            .cli(&["import-token", "create", "--lifetime", "299"])
+            .output()
+            .unwrap()
+            .status
+            .code(),
+        Some(2)
+    );
+}
+
+#[test]
+fn a_key_is_deleted_by_two_people_and_purged_by_a_third() {
+    let daemon = Daemon::start();
+    let policies = json(&daemon, &["policy", "set", "dual-auth-delete", "--enabled", "true"]);
+    assert_eq!(policies["dual_auth_delete"]["enabled"], true);
+    let create = ["key", "create", "--name", "Volumes", "--alias", "volumes"];
+    let key = json(&daemon, &create);
+    assert_eq!(key["dual_auth_delete"], true);
+    let alone = refused(daemon.cli(&["key", "delete", "volumes", "--yes"]));
+    assert!(alone.starts_with("AUTHORIZATIONS_NOT_MET: "), "{alone}");
+    let set = json(&daemon, &["key", "set-for-deletion", "volumes"]);
+    assert!(set["deletion_auth_expire_time"].is_string(), "{set}");
+    let same = refused(daemon.cli(&["key", "delete", "volumes", "--yes"]));
+    assert!(same.starts_with("AUTHORIZATIONS_NOT_MET: "), "{same}");
+    let unset = json(&daemon, &["key", "unset-for-deletion", "volumes"]);
+    assert!(unset["deletion_auth_expire_time"].is_null(), "{unset}");
+    let officer = |arguments: &[&str]| {
+        let arguments = [&["--identity", "officer", "--output", "json"], arguments].concat();
+        daemon.cli(&arguments)
+    };
+    let unset = refused(officer(&["key", "delete", "volumes", "--yes"]));
+    assert!(unset.starts_with("AUTHORIZATIONS_NOT_MET: "), "{unset}");
+    said(daemon.cli(&["--identity", "writer", "key", "set-for-deletion", "volumes"]));
+    let deleted: Value =
+        serde_json::from_str(&said(officer(&["key", "delete", "volumes", "--yes"]))).unwrap();
+    assert_eq!(deleted["state"], "destroyed");
+
+    let purge = |identity: &str| {
+        daemon.cli(&[
+            "--identity",
+            identity,
+            "--output",
+            "json",
+            "key",
+            "purge",
+            "volumes",
+            "--yes",
+        ])
+    };
+    let early = refused(purge("key-purge"));
+    assert!(early.starts_with("TOO_EARLY: "), "{early}");
+    daemon.set_clock("+4h 1m");
+    let denied = refused(purge("admin"));
+    assert!(denied.starts_with("PERMISSION_DENIED: "), "{denied}");
+    let purged: Value = serde_json::from_str(&said(purge("key-purge"))).unwrap();
+    assert!(purged["purge_time"].is_string(), "{purged}");
+    let gone = refused(daemon.cli(&["key", "get", key["name"].as_str().unwrap()]));
+    assert!(gone.starts_with("KEY_NOT_FOUND: "), "{gone}");
+}
+
+#[test]
+fn rings_are_made_listed_filled_and_deleted() {
+    let daemon = Daemon::start();
+    let ring = json(&daemon, &["ring", "create", "payments"]);
+    assert_eq!((&ring["id"], &ring["key_count"]), (&"payments".into(), &0.into()));
+    json(&daemon, &["key", "create", "--name", "Payments", "--alias", "pay", "--ring", "payments"]);
+    json(&daemon, &["key", "create", "--name", "Other", "--alias", "other"]);
+    let listed = json(&daemon, &["key", "list", "--ring", "payments"]);
+    assert_eq!(
+        (listed.as_array().unwrap().len(), &listed[0]["display_name"]),
+        (1, &"Payments".into())
+    );
+    let rings = json(&daemon, &["ring", "list"]);
+    let counts: Vec<_> =
+        rings.as_array().unwrap().iter().map(|it| (&it["id"], &it["key_count"])).collect();
+    assert_eq!(counts, [(&"default".into(), &1.into()), (&"payments".into(), &1.into())]);
+    let table = said(daemon.cli(&["ring", "list"]));
+    assert!(table.contains("RING") && table.contains("payments"), "{table}");
+    let kept = refused(daemon.cli(&["ring", "delete", "payments"]));
+    assert!(kept.starts_with("KEY_RING_NOT_EMPTY: "), "{kept}");
+    let moved = json(&daemon, &["key", "update", "pay", "--ring", "default"]);
+    assert_eq!(moved["key_ring"], "default");
+    assert_eq!(json(&daemon, &["ring", "delete", "payments"])["moved_key_count"], 0);
+    assert_eq!(json(&daemon, &["ring", "list"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn policies_are_shown_and_set_one_at_a_time() {
+    let daemon = Daemon::start();
+    let at_first = said(daemon.cli(&["policy", "get"]));
+    assert!(at_first.contains("dual-auth-delete") && at_first.contains("off"), "{at_first}");
+    let set = |arguments: &[&str]| json(&daemon, &[&["policy", "set"], arguments].concat());
+    assert_eq!(
+        set(&["rotation", "--days", "90"])["rotation"]["rotation_period_seconds"],
+        90 * 86_400
+    );
+    let access = set(&["create-import-access", "--create-root-key", "false"]);
+    assert_eq!(access["key_create_import_access"]["create_root_key"], false);
+    let forbidden = refused(daemon.cli(&["key", "create", "--name", "Volumes"]));
+    assert!(forbidden.starts_with("CREATE_IMPORT_FORBIDDEN: "), "{forbidden}");
+    assert_eq!(
+        set(&["create-import-access", "--off"])["key_create_import_access"]["enabled"],
+        false
+    );
+    let networks = set(&["allowed-ip", "--cidr", "192.0.2.0/24", "--cidr", "127.0.0.0/8"]);
+    assert_eq!(
+        networks["allowed_ip"]["allowed_ip"],
+        serde_json::json!(["192.0.2.0/24", "127.0.0.0/8"])
+    );
+    let etag = networks["etag"].as_str().unwrap();
+    assert_eq!(set(&["allowed-network", "private-only"])["allowed_network"]["enabled"], true);
+    let stale = refused(daemon.cli(&["policy", "set", "allowed-ip", "--off", "--etag", etag]));
+    assert!(stale.starts_with("ETAG_MISMATCH: "), "{stale}");
+    assert_eq!(set(&["allowed-ip", "--off"])["allowed_ip"]["enabled"], false);
+    assert_eq!(set(&["metrics", "on"])["metrics"]["enabled"], true);
+    json(&daemon, &["key", "create", "--name", "Volumes"]);
+    let rows = json(&daemon, &["policy", "metrics"]);
+    let created = |row: &Value| row["action"] == "kms.secrets.create" && row["count"] == 1;
+    assert!(rows.as_array().unwrap().iter().any(created), "{rows}");
+    let table = said(daemon.cli(&["policy", "metrics"]));
+    assert!(table.contains("kms.secrets.create") && table.contains("success"), "{table}");
+    let whole = said(daemon.cli(&["policy", "get"]));
+    assert!(whole.contains("every 90 days"), "{whole}");
+}
+
+#[test]
+fn instances_are_made_used_and_deleted() {
+    let daemon = Daemon::start();
+    let create = ["instance", "create", "team-a", "--name", "Team A"];
+    let made = json(&daemon, &create);
+    assert_eq!((&made["id"], &made["display_name"]), (&"team-a".into(), &"Team A".into()));
+    let key = json(
+        &daemon,
+        &["--instance", "team-a", "key", "create", "--name", "Volumes", "--alias", "volumes"],
+    );
+    assert!(key["name"].as_str().unwrap().starts_with("instances/team-a/keys/"), "{key}");
+    assert_eq!(json(&daemon, &["key", "list"]).as_array().unwrap().len(), 0);
+    let listed = json(&daemon, &["instance", "list"]);
+    let ids: Vec<_> = listed.as_array().unwrap().iter().map(|it| &it["id"]).collect();
+    assert_eq!(ids, ["default", "team-a"]);
+    assert_eq!(json(&daemon, &["instance", "get", "team-a"])["live_key_count"], 1);
+    let kept = refused(daemon.cli(&["instance", "delete", "team-a", "--yes"]));
+    assert!(kept.starts_with("INSTANCE_NOT_EMPTY: "), "{kept}");
+    json(&daemon, &["--instance", "team-a", "key", "delete", "volumes", "--yes"]);
+    let table = said(daemon.cli(&["instance", "list"]));
+    assert!(table.contains("Team A") && table.contains("1 (1 of them destroyed)"), "{table}");
+    assert_eq!(
+        json(&daemon, &["instance", "delete", "team-a", "--yes"])["name"],
+        "instances/team-a"
+    );
+    let gone = refused(daemon.cli(&["instance", "get", "team-a"]));
+    assert!(gone.starts_with("PERMISSION_DENIED: "), "{gone}");
+    let taken = refused(daemon.cli(&create));
+    assert!(taken.starts_with("INSTANCE_EXISTS: "), "{taken}");
+    let nobody = refused(daemon.cli(&["--identity", "officer", "instance", "list"]));
+    assert!(nobody.starts_with("PERMISSION_DENIED: "), "{nobody}");
+}
+
+#[test]
+fn a_service_registers_its_volume_by_the_keys_alias_and_takes_it_back() {
+    const VOLUME: &str = "crn:v1:bluemix:public:is:us-south-1:a/123::volume:r006-1";
+    let daemon = Daemon::start();
+    let key = json(&daemon, &["key", "create", "--name", "Volumes", "--alias", "volumes"]);
+    let version = key["primary_version"].as_str().unwrap().rsplit('/').next().unwrap();
+    json(&daemon, &["key", "rotate", "volumes"]);
+    let service = |arguments: &[&str]| {
+        let service = ["--identity", "block-storage", "--output", "json", "registration"];
+        daemon.cli(&[&service, arguments].concat())
+    };
+    let create = [
+        "create",
+        "volumes",
+        "--resource",
+        VOLUME,
+        "--kind",
+        "data-volume",
+        "--key-version",
+        version,
+    ];
+    let made: Value = serde_json::from_str(&said(service(&create))).unwrap();
+    assert_eq!((&made["kind"], &made["service"]), (&"data_volume".into(), &"block-storage".into()));
+    assert_eq!(made["key_version"], key["primary_version"]);
+    let person = refused(daemon.cli(&[&["registration"], &create[..]].concat()));
+    assert!(person.starts_with("SERVICE_ONLY: "), "{person}");
+    let id = made["name"].as_str().unwrap().rsplit('/').next().unwrap();
+    let name = format!("volumes/{id}");
+    let update = ["update", &name, "--prevent-key-deletion", "--description", "kept"];
+    let updated: Value = serde_json::from_str(&said(service(&update))).unwrap();
+    assert_eq!(
+        (&updated["prevent_key_deletion"], &updated["description"]),
+        (&true.into(), &"kept".into())
+    );
+    let got = json(&daemon, &["registration", "get", &name]);
+    assert_eq!(got, updated);
+    assert_eq!(json(&daemon, &["key", "get", "volumes"])["registration_count"], 1);
+    let kept = refused(daemon.cli(&["key", "delete", "volumes", "--yes", "--force"]));
+    assert!(kept.starts_with("DELETION_PREVENTED: "), "{kept}");
+    let pattern = VOLUME.replace("r006-1", "*");
+    for list in [vec!["volumes"], vec![], vec!["--prevents-deletion"], vec!["--resource", &pattern]]
+    {
+        let list = [&["registration", "list"], &list[..]].concat();
+        assert_eq!(json(&daemon, &list), serde_json::json!([updated]), "{list:?}");
+        let table = said(daemon.cli(&list));
+        assert!(table.contains(VOLUME) && table.contains("prevented"), "{table}");
+    }
+    let deleted: Value = serde_json::from_str(&said(service(&["delete", &name]))).unwrap();
+    assert!(deleted["name"].as_str().unwrap().ends_with(id), "{deleted}");
+    assert_eq!(json(&daemon, &["registration", "list"]), serde_json::json!([]));
+    assert_eq!(json(&daemon, &["key", "delete", "volumes", "--yes"])["state"], "destroyed");
+}
+
 #[test]
 fn every_command_has_a_help_with_examples() {
     let daemon = Daemon::start();
@@ -376,6 +670,27 @@ fn every_command_has_a_help_with_examples() {
         "key enable",
         "key delete",
         "key restore",
+        "key import",
+        "key set-for-deletion",
+        "key unset-for-deletion",
+        "key purge",
+        "import-token create",
+        "import-token get",
+        "ring create",
+        "ring list",
+        "ring delete",
+        "policy get",
+        "policy set",
+        "policy metrics",
+        "instance create",
+        "instance get",
+        "instance list",
+        "instance delete",
+        "registration create",
+        "registration get",
+        "registration list",
+        "registration update",
+        "registration delete",
         "wrap",
         "unwrap",
         "rewrap",

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{Key, KeyAction, KeyState, Moment, PrincipalId, Profile, Refused, RunTime};
+use super::{
+    Key, KeyAction, KeyState, Moment, PrincipalId, Profile, Refusal, Refused, RunTime, Timestamp,
+};
 
 /// A key rests for this long after it was disabled or deleted.
 pub const SETTLE: Duration = Duration::from_secs(30);
@@ -222,6 +224,14 @@ impl Key {
         Ok(new)
     }
 
+    /// The date until which it can be restored, as it looks by the date of its deletion:
+    /// 30 days, or its expiration date if that comes first; `None` while it is not
+    /// deleted.
+    pub fn restorable_until(&self) -> Option<Timestamp> {
+        let window = self.history.destroyed.map(|at| at.time + RESTORE_WINDOW)?;
+        Some(self.history.expires.map_or(window, |expires| expires.min(window)))
+    }
+
     /// Given up at `now`: nothing can bring it back, and its material is destroyed.
     ///
     /// # Errors
@@ -244,12 +254,16 @@ impl Key {
     }
 
     /// Whether its state at `now` allows `action`. A suspended key past its date
-    /// can never be enabled, so it may be set for deletion as it is.
+    /// can never be enabled, so it may be set for deletion as it is. Of a key whose
+    /// material is being destroyed nothing can be asked any more.
     ///
     /// # Errors
     /// [`Refused`], by the table in `lifecycle.rs`.
     pub fn permit(&self, action: KeyAction, now: Moment, profile: Profile) -> Result<(), Refused> {
         let state = self.state(now);
+        if self.history.purging.is_some() && action != KeyAction::Read {
+            return Err(Refused { action, state, refusal: Refusal::Destroyed });
+        }
         let stuck = state == KeyState::Suspended && self.history.expired(now.time);
         let of_deletion = matches!(action, KeyAction::SetForDeletion | KeyAction::UnsetForDeletion);
         if stuck && of_deletion {
@@ -272,7 +286,7 @@ mod tests {
     use super::*;
     use crate::domain::key::tests::key_at;
     use crate::domain::time::tests::at;
-    use crate::domain::{Profile::KeyProtect, Profile::Vpc, Timestamp};
+    use crate::domain::{Profile::KeyProtect, Profile::Vpc};
 
     const T0: i64 = 1_000_000;
 
@@ -354,12 +368,36 @@ mod tests {
     }
 
     #[test]
+    fn a_key_says_that_it_can_be_restored_for_30_days_or_until_it_expires() {
+        let day = 86_400;
+        assert_eq!(key_at(at(T0)).restorable_until(), None);
+        let mut key = destroyed();
+        assert_eq!(key.restorable_until(), Some(later(30 * day).time));
+        for (expires, until) in [(day, day), (40 * day, 30 * day)] {
+            key.history.expires = Some(later(expires).time);
+            assert_eq!(key.restorable_until(), Some(later(until).time));
+        }
+    }
+
+    #[test]
     fn a_key_can_be_purged_four_hours_after_it_was_deleted() {
         let key = destroyed();
         let hours = 4 * 60 * 60;
         assert!(matches!(key.purging(later(hours - 1), Vpc), Err(Denied::TooEarly { .. })));
         assert!(key.purging(later(hours), Vpc).unwrap().history.purging.is_some());
         assert_eq!(key.purge_due(), Some(later(90 * 86_400).run));
+    }
+
+    #[test]
+    fn nothing_brings_back_a_key_that_is_being_purged() {
+        let hours = 4 * 60 * 60;
+        let key = destroyed().purging(later(hours), KeyProtect).unwrap();
+        for denied in
+            [key.restored(later(hours), KeyProtect), key.purging(later(hours), KeyProtect)]
+        {
+            let Err(Denied::State(refused)) = denied else { panic!("{denied:?}") };
+            assert_eq!(refused.refusal, Refusal::Destroyed);
+        }
     }
 
     #[test]

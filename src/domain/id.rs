@@ -278,13 +278,11 @@ fn printed_uuid(text: &str) -> Result<Option<Uuid>, OtherForm> {
     }
 }
 
-/// `instances/{instance}/keys/{uuid}/registrations/{uuid}`.
+/// `instances/{instance}/keys/{uuid or alias}/registrations/{uuid}`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct RegistrationName {
-    /// The tenant.
-    pub instance: InstanceId,
     /// The key that it is against.
-    pub key: KeyId,
+    pub key: KeyName,
     /// The registration itself.
     pub id: RegistrationId,
 }
@@ -293,20 +291,21 @@ impl FromStr for RegistrationName {
     type Err = Malformed;
 
     fn from_str(text: &str) -> Result<Self, Malformed> {
-        let problem =
-            Malformed::new("name", "must be instances/{instance}/keys/{uuid}/registrations/{uuid}");
+        let problem = Malformed::new(
+            "name",
+            "must be instances/{instance}/keys/{uuid or alias}/registrations/{uuid}",
+        );
         let (key, id) = text.split_once("/registrations/").ok_or(problem)?;
-        let name: KeyName = key.parse().map_err(|_form: Malformed| problem)?;
-        let KeyRef::Id(key) = name.key else { return Err(problem) };
+        let key = key.parse().map_err(|_form: Malformed| problem)?;
         let id = printed_uuid(id).ok().flatten().ok_or(problem)?;
-        Ok(Self { instance: name.instance, key, id: RegistrationId(id) })
+        Ok(Self { key, id: RegistrationId(id) })
     }
 }
 
 impl fmt::Display for RegistrationName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { instance, key, id } = self;
-        write!(f, "instances/{instance}/keys/{key}/registrations/{id}")
+        let Self { key, id } = self;
+        write!(f, "{key}/registrations/{id}")
     }
 }
 
@@ -457,13 +456,15 @@ mod tests {
         let ring = "instances/default/keyRings/boot_1";
         assert_eq!(ring.parse::<KeyRingName>().unwrap().to_string(), ring);
         let id = "5f2b3d9e-7a51-4f0c-9d3e-0a1b2c3d4e5f";
-        let registration = format!("instances/a/keys/{id}/registrations/{id}");
-        let parsed: RegistrationName = registration.parse().unwrap();
-        assert_eq!(parsed.to_string(), registration);
+        for key in [id, "boot"] {
+            let registration = format!("instances/a/keys/{key}/registrations/{id}");
+            let parsed: RegistrationName = registration.parse().unwrap();
+            assert_eq!(parsed.to_string(), registration);
+        }
         for text in ["instances/a/keyRings/x", "instances/a/keyRings/a b", "keyRings/ab"] {
             assert!(text.parse::<KeyRingName>().is_err(), "{text}");
         }
-        let by_alias = format!("instances/a/keys/boot/registrations/{id}");
+        let by_alias = "instances/a/keys/boot/registrations/volume";
         assert!(by_alias.parse::<RegistrationName>().is_err());
     }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::deletion::Authorization;
 use super::{
-    Alias, History, InstanceId, KeyId, KeyRingId, KeyState, Malformed, Moment, ObjectId,
-    RotationPeriod, Timestamp, VersionId,
+    Alias, History, InstanceId, KeyId, KeyName, KeyRef, KeyRingId, KeyState, Malformed, Moment,
+    ObjectId, RotationPeriod, Timestamp, VersionId,
 };
 
 /// A root key (KEK), and what happened to it.
@@ -109,6 +109,15 @@ impl Key {
     /// `instances/{instance}/keys/{uuid}`.
     pub fn name(&self) -> String {
         format!("instances/{}/keys/{}", self.instance, self.id)
+    }
+
+    /// Whether `name` names it, by its UUID or by one of its aliases.
+    pub fn is_called(&self, name: &KeyName) -> bool {
+        self.instance == name.instance
+            && match &name.key {
+                KeyRef::Id(id) => *id == self.id,
+                KeyRef::Alias(alias) => self.details.aliases.contains(alias),
+            }
     }
 
     /// `instances/{instance}/keys/{uuid}/versions/{uuid}`.

@@ -60,10 +60,12 @@ impl Service {
         .await
     }
 
-    /// The import token of an instance, which can be retrieved once less then.
+    /// The import token of an instance, which can be retrieved once less then. Not
+    /// before it is known what material can be sealed with: a token that does not say
+    /// would be counted and of no use.
     ///
     /// # Errors
-    /// IMPORT_TOKEN_EXPIRED, or of the store.
+    /// IMPORT_TOKEN_EXPIRED, HSM_UNAVAILABLE, or of the store.
     pub async fn retrieve_import_token(
         self: &Arc<Self>,
         call: &Call,
@@ -75,10 +77,16 @@ impl Service {
             let _changing = within(call.caller.deadline, tenant.changing.lock()).await?;
             let token = tenant.import_token().ok_or_else(|| none(&instance))?;
             let token = token.retrieved(service.now()).map_err(|why| ended(&instance, why))?;
+            let algorithms = service.hsm.import_algorithms();
+            if algorithms.is_empty() {
+                let message = "it is not known now what key material the HSM unwraps";
+                let error = Error::new(Reason::HsmUnavailable, message);
+                return Err(error.about(token_name(&instance)));
+            }
             let put = ImportTokenWrite::Put(token.clone());
             service.write_token(&call, &tenant, put, Vec::new()).await?;
             tenant.set_import_token(Some(token.clone()));
-            Ok(Answer::recorded((token, service.hsm.import_algorithms())))
+            Ok(Answer::recorded((token, algorithms)))
         })
         .await
     }

@@ -64,8 +64,7 @@ impl Service {
             let _making = within(call.caller.deadline, service.making_instances.lock()).await?;
             let subject = format!("instances/{id}");
             if service.tenants.any(&id).is_some() {
-                let message =
-                    format!("there is an instance {id}, or was one whose keys are not purged");
+                let message = format!("there is an instance {id}, or was one");
                 return Err(Error::new(Reason::InstanceExists, message).about(subject));
             }
             let created = Some((service.now().time, call.principal.as_str().into()));

@@ -156,7 +156,7 @@ impl Service {
         self.change(call.clone(), async move {
             let slot = service.slot_of(&name)?;
             let _changing = within(call.caller.deadline, slot.changing.lock()).await?;
-            let (key, old) = (slot.key(), service.find_registration(&name).await?);
+            let (key, old) = (slot.key(), service.find_registration(&slot, &name).await?);
             check_owner(&call, &old)?;
             check_etag(&old, &etag)?;
             let version = version.map(|name| version_named(&key, &name)).transpose()?;
@@ -181,7 +181,7 @@ impl Service {
         _call: &Call,
         name: &RegistrationName,
     ) -> Result<Answer<Registration>, Error> {
-        let registration = self.find_registration(name).await?;
+        let registration = self.find_registration(&*self.slot_of(name)?, name).await?;
         let name = registration.name();
         Ok(Answer::about(registration, name))
     }
@@ -232,7 +232,7 @@ impl Service {
         self.change(call.clone(), async move {
             let slot = service.slot_of(&name)?;
             let _changing = within(call.caller.deadline, slot.changing.lock()).await?;
-            let old = service.find_registration(&name).await?;
+            let old = service.find_registration(&slot, &name).await?;
             check_owner(&call, &old)?;
             check_etag(&old, &etag)?;
             let write = RegistrationWrite::Remove { id: old.id, from: old.generation };
@@ -312,17 +312,18 @@ impl Service {
     }
 
     fn slot_of(&self, name: &RegistrationName) -> Result<Arc<Slot>, Error> {
-        let slot = self.registry.by_id(name.key).filter(|slot| {
-            let key = slot.key();
-            key.instance == name.instance && key.history.purging.is_none()
-        });
-        slot.ok_or_else(|| not_found(name))
+        self.registry.find(&name.key).map_err(|no_key| not_found(name).caused_by(no_key))
     }
 
-    async fn find_registration(&self, name: &RegistrationName) -> Result<Registration, Error> {
-        self.slot_of(name)?;
+    /// Of the key in `slot`; by an alias, the name may lead to another one by now.
+    async fn find_registration(
+        &self,
+        slot: &Slot,
+        name: &RegistrationName,
+    ) -> Result<Registration, Error> {
+        let key = slot.key().id;
         let found = self.store.find_registration(name.id).await?;
-        found.filter(|found| found.key == name.key).ok_or_else(|| not_found(name))
+        found.filter(|found| found.key == key).ok_or_else(|| not_found(name))
     }
 }
 
@@ -361,7 +362,11 @@ fn version_named(key: &Key, name: &str) -> Result<VersionId, Error> {
     if name.is_empty() {
         return Ok(key.primary().id);
     }
-    let found = key.versions.iter().find(|version| key.version_name(version.id) == name);
+    let id = name.split_once("/versions/").and_then(|(of, id)| {
+        let of = of.parse::<KeyName>().ok()?;
+        key.is_called(&of).then_some(id)
+    });
+    let found = key.versions.iter().find(|it| id.is_some_and(|id| it.id.to_string() == id));
     let unknown = || Error::new(Reason::KeyVersionInvalid, "the key has no such version");
     Ok(found.ok_or_else(|| unknown().of_field(KEY_VERSION).about(key.name()))?.id)
 }

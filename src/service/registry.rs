@@ -177,7 +177,9 @@ impl Registry {
         let index = self.0.read();
         let dates = index.dates.iter().take_while(|(date, _)| *date <= now.time);
         let runs = index.runs.iter().take_while(|(run, _)| *run <= now.run);
-        let ids = runs.map(|(_, id)| id).chain(dates.map(|(_, id)| id)).take(most);
+        // So that what cannot be done of the one kind does not keep back the other.
+        let half = most.div_ceil(2);
+        let ids = runs.map(|(_, id)| id).take(half).chain(dates.map(|(_, id)| id).take(half));
         ids.filter_map(|id| index.slots.get(id)).cloned().collect()
     }
 

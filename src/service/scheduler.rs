@@ -1,6 +1,5 @@
 //! What the daemon does by itself: records expirations, rotates by policy, purges 90
-//! days after deletion, ends import tokens, takes deleted instances away, notes the
-//! clocks and tells when they jump.
+//! days after deletion, ends import tokens, notes the clocks and tells when they jump.
 //!
 //! What is due is found in the registry's agenda, so a quiet tick costs the same for
 //! ten keys and for a million. After down time everything that was missed is due once.
@@ -15,7 +14,7 @@ use super::{Service, daemon_event, state_detail, within};
 use crate::clock::ClockJump;
 use crate::domain::{Key, KeyState};
 use crate::error::Error;
-use crate::store::{Change, InstanceWrite};
+use crate::store::Change;
 
 impl Service {
     /// Until the daemon ends.
@@ -59,7 +58,6 @@ impl Service {
         }
         self.go_on_with_campaigns(now).await;
         self.end_import_tokens().await;
-        self.take_away_instances().await;
     }
 
     /// Does what is due for one key. In a task that the daemon's end waits for.
@@ -77,6 +75,10 @@ impl Service {
                 let deadline = Instant::now() + service.settings.object_deadline;
                 let _changing = within(deadline, slot.changing.lock()).await?;
                 return service.purge(&slot, Purger::Time).await.map(drop);
+            }
+            // What a wrong date does cannot be taken back: it is waited for a while.
+            if service.clock.is_ahead() {
+                return Ok(());
             }
             if key.state(now) == KeyState::Deactivated {
                 return service.note_expiry(&slot).await;
@@ -124,21 +126,6 @@ impl Service {
         let deadline = Instant::now() + self.settings.object_deadline;
         if let Err(error) = self.append(vec![event], deadline).await {
             tracing::error!(%error, "a jump of the clock could not be recorded");
-        }
-    }
-
-    /// Instances that are deleted and hold no key any more.
-    async fn take_away_instances(&self) {
-        for tenant in self.tenants.deleted() {
-            let empty = tenant.count(&self.registry).total == 0 && tenant.import_token().is_none();
-            if !empty {
-                continue;
-            }
-            let instance = Some(InstanceWrite::Remove(tenant.id.clone()));
-            match self.store.commit(Change { instance, ..Change::default() }).await {
-                Ok(()) => self.tenants.remove(&tenant.id),
-                Err(error) => tracing::warn!(%error, "a deleted instance cannot be taken away"),
-            }
         }
     }
 }

@@ -146,11 +146,6 @@ impl Tenants {
         tenant
     }
 
-    /// Takes one out.
-    pub(super) fn remove(&self, id: &InstanceId) {
-        self.by_id.write().remove(id);
-    }
-
     /// Up to `most` instances after `after`, by name.
     pub(super) fn after(&self, after: Option<&InstanceId>, most: usize) -> Vec<Arc<Tenant>> {
         use std::ops::Bound::{Excluded, Unbounded};
@@ -161,11 +156,6 @@ impl Tenants {
             .take(most)
             .map(|(_, t)| t.clone())
             .collect()
-    }
-
-    /// Instances that are deleted.
-    pub(super) fn deleted(&self) -> Vec<Arc<Tenant>> {
-        self.those(|tenant| tenant.info.load().deleted.is_some())
     }
 
     /// Instances that have an import token, ended or not.

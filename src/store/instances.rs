@@ -18,17 +18,6 @@ pub(super) fn write(transaction: &Connection, write: &InstanceWrite) -> Result<(
             bindings.iter().try_for_each(|binding| insert_binding(transaction, binding))
         }
         InstanceWrite::Update(instance) => update(transaction, instance),
-        InstanceWrite::Remove(id) => {
-            for sql in [
-                "DELETE FROM key_rings WHERE instance = ?1",
-                "DELETE FROM import_tokens WHERE instance = ?1",
-                "DELETE FROM bindings WHERE instance = ?1",
-            ] {
-                transaction.prepare_cached(sql)?.execute([id.as_str()])?;
-            }
-            let sql = "DELETE FROM instances WHERE id = ?1";
-            just_one(transaction.prepare_cached(sql)?.execute([id.as_str()])?)
-        }
     }
 }
 

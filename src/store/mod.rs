@@ -297,10 +297,9 @@ pub struct Change {
 pub enum InstanceWrite {
     /// It is new, with these bindings.
     Insert(Instance, Vec<Binding>),
-    /// Its policies or its deletion changed. Bindings of a deleted one go.
+    /// Its policies or its deletion changed. Bindings of a deleted one go; its row
+    /// stays, so that its name is never another's.
     Update(Instance),
-    /// Its last key was purged.
-    Remove(InstanceId),
 }
 
 /// How a ring is written.

@@ -11,15 +11,28 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use aes_gcm::aead::Aead;
+use aes_gcm::aead::consts::U12;
+use aes_gcm::aes::Aes192;
+use aes_gcm::{Aes128Gcm, Aes256Gcm, AesGcm, KeyInit};
+use aws_lc_rs::rsa::{
+    OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey,
+};
 use rootkeyd::api::pb;
 use rootkeyd::api::pb::admin_service_client::AdminServiceClient;
 use rootkeyd::api::pb::audit_service_client::AuditServiceClient;
 use rootkeyd::api::pb::crypto_service_client::CryptoServiceClient;
+use rootkeyd::api::pb::import_service_client::ImportServiceClient;
+use rootkeyd::api::pb::instance_service_client::InstanceServiceClient;
+use rootkeyd::api::pb::key_ring_service_client::KeyRingServiceClient;
 use rootkeyd::api::pb::key_service_client::KeyServiceClient;
+use rootkeyd::api::pb::policy_service_client::PolicyServiceClient;
+use rootkeyd::api::pb::registration_service_client::RegistrationServiceClient;
+use rootkeyd::api::pb::set_instance_policy_request::Policy;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt;
 
 /// A daemon, and the directory that it keeps everything in.
@@ -41,6 +54,11 @@ pub struct Client {
     pub keys: KeyServiceClient<Channel>,
     pub audit: AuditServiceClient<Channel>,
     pub admin: AdminServiceClient<Channel>,
+    pub rings: KeyRingServiceClient<Channel>,
+    pub import: ImportServiceClient<Channel>,
+    pub policies: PolicyServiceClient<Channel>,
+    pub registrations: RegistrationServiceClient<Channel>,
+    pub instances: InstanceServiceClient<Channel>,
     pub channel: Channel,
 }
 
@@ -175,7 +193,8 @@ impl Daemon {
         fs::rename(&temporary, &self.clock).unwrap();
     }
 
-    /// The clients of `admin`, `block-storage`, `file-storage` or `image`.
+    /// The clients of one whose certificate is in `tls/`: `admin`, `officer`, `writer`,
+    /// `key-purge`, `block-storage`, `file-storage` or `image`.
     pub async fn client(&self, name: &str) -> Client {
         let channel = self.endpoint(Some(name)).connect().await.unwrap();
         Client::new(channel)
@@ -258,6 +277,11 @@ impl Client {
             keys: KeyServiceClient::new(channel.clone()),
             audit: AuditServiceClient::new(channel.clone()),
             admin: AdminServiceClient::new(channel.clone()),
+            rings: KeyRingServiceClient::new(channel.clone()),
+            import: ImportServiceClient::new(channel.clone()),
+            policies: PolicyServiceClient::new(channel.clone()),
+            registrations: RegistrationServiceClient::new(channel.clone()),
+            instances: InstanceServiceClient::new(channel.clone()),
             channel,
         }
     }
@@ -336,12 +360,83 @@ impl Client {
         self.keys.get_key(request).await.map(tonic::Response::into_inner).map_err(refusal)
     }
 
+    pub async fn purge(&mut self, name: &str) -> Result<pb::PurgeKeyResponse, Refusal> {
+        let request = pb::PurgeKeyRequest { name: name.into() };
+        outcome(self.keys.purge_key(request).await)
+    }
+
+    /// Makes an import token of instance `default`, and retrieves it once.
+    pub async fn import_token(&mut self, max_allowed_retrievals: i32) -> pb::ImportToken {
+        let request = pb::CreateImportTokenRequest { max_allowed_retrievals, ..token_request() };
+        self.make_token(request).await.unwrap();
+        self.retrieve_token().await.unwrap()
+    }
+
+    /// Makes an import token; an RSA pair can take longer than a caller waits by default.
+    pub async fn make_token(
+        &mut self,
+        request: pb::CreateImportTokenRequest,
+    ) -> Result<pb::ImportToken, Refusal> {
+        let mut request = Request::new(request);
+        request.set_timeout(Duration::from_secs(60));
+        outcome(self.import.create_import_token(request).await)
+    }
+
+    /// The import token of instance `default`.
+    pub async fn retrieve_token(&mut self) -> Result<pb::ImportToken, Refusal> {
+        let name = "instances/default/importToken".to_owned();
+        let request = || pb::GetImportTokenRequest { name: name.clone() };
+        tried(async || outcome(self.import.get_import_token(request()).await)).await
+    }
+
+    /// Imports a key to instance `default`.
+    pub async fn import_key(
+        &mut self,
+        display_name: &str,
+        material: pb::SealedKeyMaterial,
+    ) -> Result<pb::Key, Refusal> {
+        let request = import_request(display_name, material);
+        tried(async || outcome(self.keys.import_key(request.clone()).await)).await
+    }
+
+    /// Sets a policy of an instance.
+    pub async fn set_policy(
+        &mut self,
+        parent: &str,
+        policy: Policy,
+    ) -> Result<pb::InstancePolicies, Refusal> {
+        let (parent, policy) = (parent.into(), Some(policy));
+        let request = pb::SetInstancePolicyRequest { parent, policy, etag: String::new() };
+        outcome(self.policies.set_instance_policy(request).await)
+    }
+
+    /// Registers a resource against a key.
+    pub async fn register(
+        &mut self,
+        key: &str,
+        registration: pb::Registration,
+    ) -> Result<pb::Registration, Refusal> {
+        let (parent, registration) = (key.into(), Some(registration));
+        let request = pb::CreateRegistrationRequest { parent, registration };
+        outcome(self.registrations.create_registration(request).await)
+    }
+
+    /// What the HSM is and can do, as the daemon says.
+    pub async fn hsm_status(&mut self) -> pb::HsmStatus {
+        outcome(self.admin.get_hsm_status(pb::GetHsmStatusRequest {}).await).unwrap()
+    }
+
     /// Every audit record of instance `default`, newest first.
     pub async fn audit_events(&mut self) -> Vec<pb::AuditEvent> {
+        self.audit_events_of("instances/default").await
+    }
+
+    /// Every audit record of an instance, newest first.
+    pub async fn audit_events_of(&mut self, instance: &str) -> Vec<pb::AuditEvent> {
         let (mut events, mut page_token) = (Vec::new(), String::new());
         loop {
             let request = pb::ListAuditEventsRequest {
-                parent: "instances/default".into(),
+                parent: instance.into(),
                 page_size: 5000,
                 page_token,
                 key: String::new(),
@@ -361,6 +456,91 @@ impl Client {
 pub fn unwrap_request(key: &str, wrapped: &[u8], aad: &[&[u8]]) -> pb::UnwrapDekRequest {
     let (key, wrapped_dek) = (key.into(), wrapped.to_vec());
     pb::UnwrapDekRequest { key, wrapped_dek, aad: items(aad), resource: String::new() }
+}
+
+/// After a start it takes seconds until it is known what the HSM unwraps; until then
+/// what has to do with that is refused, and may be tried again.
+async fn tried<T>(mut call: impl AsyncFnMut() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    let began = Instant::now();
+    loop {
+        match call().await {
+            Err(Refusal { reason, retry_after: Some(wait), .. })
+                if reason == "HSM_UNAVAILABLE" && began.elapsed() < Duration::from_secs(60) =>
+            {
+                tokio::time::sleep(wait).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// For a token of instance `default` with the defaults.
+pub fn token_request() -> pb::CreateImportTokenRequest {
+    pb::CreateImportTokenRequest { parent: "instances/default".into(), ..Default::default() }
+}
+
+pub fn import_request(display_name: &str, material: pb::SealedKeyMaterial) -> pb::ImportKeyRequest {
+    pb::ImportKeyRequest {
+        parent: "instances/default".into(),
+        key: Some(pb::Key { display_name: display_name.into(), ..Default::default() }),
+        material: Some(material),
+        request_id: String::new(),
+    }
+}
+
+/// Seals an AES key to an import token, by the one algorithm that SoftHSM can do.
+pub fn seal(token: &pb::ImportToken, key: &[u8]) -> pb::SealedKeyMaterial {
+    seal_by("RSAES_OAEP_SHA_1", token, key)
+}
+
+/// Seals material to an import token as a caller would, by another implementation
+/// than the daemon's. What is no AES key gets a proof that is none.
+pub fn seal_by(algorithm: &str, token: &pb::ImportToken, key: &[u8]) -> pb::SealedKeyMaterial {
+    let oaep = match algorithm {
+        "RSAES_OAEP_SHA_1" => &OAEP_SHA1_MGF1SHA1,
+        "RSAES_OAEP_SHA_256" => &OAEP_SHA256_MGF1SHA256,
+        other => panic!("no algorithm {other}"),
+    };
+    let der = pem::parse(&token.public_key).unwrap();
+    let public = PublicEncryptingKey::from_der(der.contents()).unwrap();
+    let public = OaepPublicEncryptingKey::new(public).unwrap();
+    let mut encrypted_key = vec![0; public.ciphertext_size()];
+    public.encrypt(oaep, key, &mut encrypted_key, None).unwrap();
+    let nonce_iv: [u8; 12] = random();
+    pb::SealedKeyMaterial {
+        encrypted_key,
+        algorithm: algorithm.into(),
+        encrypted_nonce: encrypted_nonce(key, nonce_iv, &token.nonce),
+        nonce_iv: nonce_iv.to_vec(),
+    }
+}
+
+fn encrypted_nonce(key: &[u8], iv: [u8; 12], nonce: &[u8]) -> Vec<u8> {
+    fn gcm<C: KeyInit + Aead<NonceSize = U12>>(key: &[u8], iv: [u8; 12], text: &[u8]) -> Vec<u8> {
+        C::new_from_slice(key).unwrap().encrypt(&iv.into(), text).unwrap()
+    }
+    match key.len() {
+        16 => gcm::<Aes128Gcm>(key, iv, nonce),
+        24 => gcm::<AesGcm<Aes192, U12>>(key, iv, nonce),
+        32 => gcm::<Aes256Gcm>(key, iv, nonce),
+        _ => vec![0; nonce.len() + 16],
+    }
+}
+
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).unwrap();
+    bytes
+}
+
+/// The answer, or the refusal.
+pub fn outcome<T>(result: Result<Response<T>, Status>) -> Result<T, Refusal> {
+    result.map(Response::into_inner).map_err(refusal)
+}
+
+/// What became of an operation: `ok`, or the reason.
+pub fn said<T>(result: Result<T, Refusal>) -> String {
+    result.map_or_else(|refusal| refusal.reason, |_| "ok".to_owned())
 }
 
 pub fn items(aad: &[&[u8]]) -> Vec<Vec<u8>> {

@@ -6,7 +6,7 @@ use prost_types::{Duration as PbDuration, FieldMask};
 use super::super::pb;
 use super::super::pb::key::State;
 use super::{duration, page_size_of, pb_timestamp, request_id, timestamp};
-use crate::domain::deletion::{AUTHORIZATION_WINDOW, PURGE_BY_ITSELF, PURGE_WAIT, RESTORE_WINDOW};
+use crate::domain::deletion::{AUTHORIZATION_WINDOW, PURGE_BY_ITSELF, PURGE_WAIT};
 use crate::domain::{
     Alias, InstanceId, Key, KeyDetails, KeyName, KeyRingId, KeyState, Malformed, Moment,
     Registered, RotationPeriod, SealedMaterial, Version,
@@ -257,7 +257,7 @@ pub(in crate::api) fn key(
         rotate_time: rotated.map(|at| pb_timestamp(at.time)),
         expire_time: history.expires.map(pb_timestamp),
         delete_time: destroyed.map(pb_timestamp),
-        restore_expire_time: destroyed.map(|time| pb_timestamp(time + RESTORE_WINDOW)),
+        restore_expire_time: key.restorable_until().map(pb_timestamp),
         purge_allow_time: destroyed.map(|time| pb_timestamp(time + PURGE_WAIT)),
         purge_time: destroyed.map(|time| pb_timestamp(time + PURGE_BY_ITSELF)),
         registration_count: registered.total,

@@ -3,16 +3,20 @@
 use tonic::{Request, Response, Status};
 
 use super::super::{convert, methods, pb};
-use super::{Edge, enter_instance, scope};
+use super::{Edge, LONGEST_DEADLINE, enter_instance, scope};
 use pb::import_service_server::ImportService;
 
 #[tonic::async_trait]
 impl ImportService for Edge {
     async fn create_import_token(
         &self,
-        request: Request<pb::CreateImportTokenRequest>,
+        mut request: Request<pb::CreateImportTokenRequest>,
     ) -> Result<Response<pb::ImportToken>, Status> {
         let method = &methods::CREATE_IMPORT_TOKEN;
+        // The HSM makes an RSA-4096 pair, which takes longer than other calls.
+        if !request.metadata().contains_key("grpc-timeout") {
+            request.set_timeout(LONGEST_DEADLINE);
+        }
         self.run(
             method,
             request,

@@ -123,7 +123,7 @@ fn enter_named(
     name: &str,
 ) -> Result<(Call, RegistrationName), Error> {
     let name: Result<RegistrationName, Malformed> = name.parse();
-    let instance = name.as_ref().map(|name| name.instance.clone()).map_err(|bad| *bad);
+    let instance = name.as_ref().map(|name| name.key.instance.clone()).map_err(|bad| *bad);
     let call = service.enter(caller, method, scope(&instance))?;
     Ok((call, name?))
 }

@@ -54,7 +54,7 @@ impl Purge {
         let Self { key, yes } = self;
         let name = client.key_name(&key);
         if !yes {
-            confirm_purge(&name, client).await?;
+            confirm_purge(&name)?;
         }
         let request = pb::PurgeKeyRequest { name: name.clone() };
         let response = client.keys().purge_key(request).await?.into_inner();
@@ -62,17 +62,15 @@ impl Purge {
     }
 }
 
-/// The key is looked up, so that a wrong UUID shows by its name.
-async fn confirm_purge(name: &str, client: &Client) -> Result<(), Failure> {
+/// The key is not looked up: who may purge may not read.
+fn confirm_purge(name: &str) -> Result<(), Failure> {
     can_ask(PURGED)?;
-    let request = pb::GetKeyRequest { name: name.to_owned() };
-    let key = client.keys().get_key(request).await?.into_inner();
     let loss = format!(
-        "This is final: the material of {} ({:?}) is destroyed in the HSM, and nothing that it \
-         has wrapped can ever be unwrapped.",
-        key.name, key.display_name
+        "This is final: the material of {name} is destroyed in the HSM, and nothing that it has \
+         wrapped can ever be unwrapped."
     );
-    Question { done: PURGED, loss: &loss, answer: &key.display_name }.ask(false)
+    let last = name.rsplit('/').next().unwrap_or(name);
+    Question { done: PURGED, loss: &loss, answer: last }.ask(false)
 }
 
 const PURGED: &str = "purged";
