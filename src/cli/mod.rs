@@ -5,10 +5,12 @@
 
 mod audit;
 mod batch;
+mod campaign;
 mod confirm;
 mod crypto;
 mod doctor;
 mod encoding;
+mod event;
 mod failure;
 mod file;
 mod file_format;
@@ -32,7 +34,9 @@ use clap::{Parser, Subcommand};
 use self::{
     audit::AuditCommand,
     batch::BatchUnwrap,
+    campaign::CampaignCommand,
     crypto::{Generate, Rewrap, Unwrap, Wrap},
+    event::EventCommand,
     file::{Decrypt, Encrypt},
     import_token::ImportTokenCommand,
     instance::InstanceCommand,
@@ -176,6 +180,12 @@ enum Command {
     Encrypt(Encrypt),
     /// Decrypt a file of `rootkeyctl encrypt`
     Decrypt(Decrypt),
+    /// What services are told of root keys
+    #[command(subcommand, after_help = EVENT_EXAMPLES)]
+    Event(EventCommand),
+    /// Have services rewrap after a rotation, little by little
+    #[command(subcommand, after_help = CAMPAIGN_EXAMPLES)]
+    Campaign(CampaignCommand),
     /// Read the audit log
     #[command(subcommand, after_help = audit::EXAMPLES)]
     Audit(AuditCommand),
@@ -211,6 +221,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Command::BatchUnwrap(command) => command.run(&client).await,
         Command::Encrypt(command) => command.run(&client, output).await,
         Command::Decrypt(command) => command.run(&client, output).await,
+        Command::Event(command) => command.run(&client, output).await,
+        Command::Campaign(command) => command.run(&client, output).await,
         Command::Audit(command) => command.run(&client, output).await,
         Command::Doctor => Ok(()),
     }
@@ -222,6 +234,17 @@ fn identity(name: &str) -> Result<String, &'static str> {
     }
     Ok(name.to_owned())
 }
+
+const EVENT_EXAMPLES: &str = "\
+Examples:
+  rootkeyctl --identity block-storage event watch
+  rootkeyctl event sync block";
+
+const CAMPAIGN_EXAMPLES: &str = "\
+Examples:
+  rootkeyctl key rotate block
+  rootkeyctl campaign create block --rate 1200
+  rootkeyctl campaign get block";
 
 const EXAMPLES: &str = "\
 Examples:
