@@ -195,6 +195,8 @@ struct Model {
     told: i64,
     /// Whether the machine's clock was set ahead.
     ahead: bool,
+    /// The running time since when it has been so, without a restart.
+    ahead_since: Option<u64>,
     /// Whether the daemon has ever said that the expiration date has come, other
     /// than by a clock set ahead.
     come: bool,
@@ -212,8 +214,18 @@ struct Happened {
 impl Model {
     fn begun(setting: Setting) -> Self {
         let (machine, least, told, happened) = (BEGAN, BEGAN, BEGAN, Vec::new());
-        let (ahead, come) = (false, false);
-        Self { setting, ran: 0, machine, least, least_at: 0, told, ahead, come, happened }
+        Self {
+            setting,
+            ran: 0,
+            machine,
+            least,
+            least_at: 0,
+            told,
+            ahead: false,
+            ahead_since: None,
+            come: false,
+            happened,
+        }
     }
 
     /// What must hold of what was done, said as directly as can be.
@@ -427,12 +439,14 @@ impl Model {
                 // What passed while it was down counts whole.
                 self.least += signed(seconds);
                 self.least_at = self.ran;
+                self.ahead_since = None;
             }
             Turn::Reboot(seconds) => {
                 self.read();
                 self.machine += signed(seconds);
                 // How long it was down nobody knows but the machine's clock.
                 self.least = self.least.max(self.machine);
+                self.ahead_since = None;
             }
             Turn::Set(by) => self.machine += by,
             Turn::PassToExpiry(_) | Turn::SetToExpiry(_) => {}
@@ -440,15 +454,20 @@ impl Model {
     }
 
     /// The daemon looks at its clocks. A date off by a minute or less is followed,
-    /// though never back; one that is further ahead counts as long as it stands.
+    /// though never back; one that is further ahead counts as long as it stands, and is
+    /// taken as right after a day.
     fn read(&mut self) {
         let expected = self.least + i64::try_from(self.ran - self.least_at).unwrap();
         let off = self.machine - expected;
         let small = (-60..=60).contains(&off);
         self.least = if small { self.machine.max(self.least) } else { expected };
         self.least_at = self.ran;
-        self.told = self.machine.max(self.least);
         self.ahead = off > 60;
+        self.ahead_since = self.ahead.then(|| self.ahead_since.unwrap_or(self.ran));
+        if self.ahead_since.is_some_and(|since| self.ran - since >= DAY) {
+            self.least = self.machine;
+        }
+        self.told = self.machine.max(self.least);
     }
 }
 
