@@ -16,6 +16,7 @@ pub mod key;
 pub mod lifecycle;
 pub mod policy;
 pub mod registration;
+pub mod resource_status;
 pub mod rotation;
 pub mod time;
 
@@ -34,5 +35,6 @@ pub use key::{Key, KeyDetails, Version};
 pub use lifecycle::{History, KeyAction, KeyState, Profile, Refusal, Refused};
 pub use policy::{Ipv4Net, Policies, PolicyChange};
 pub use registration::{Crn, CrnPattern, Registration, ResourceKind};
+pub use resource_status::{Condition, ResourceAction};
 pub use rotation::RotationPeriod;
 pub use time::{Moment, RunTime, Timestamp};
