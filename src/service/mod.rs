@@ -18,9 +18,11 @@ mod reconcile;
 mod registrations;
 mod registry;
 mod requests;
+mod resources;
 mod rings;
 mod scheduler;
 mod tenants;
+mod wrap_registered;
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
@@ -42,6 +44,10 @@ pub use listing::{AuditQuery, KeyQuery, Listed, VersionsOfKey};
 pub use making::NewKey;
 pub use registrations::{NewRegistration, RegistrationUpdate, RegistrationsWanted};
 pub use requests::RequestId;
+pub use resources::{
+    ActionWanted, Checked, Impact, ImpactWanted, KeyChange, KindImpact, ResourceReport,
+    StatusesWanted, Target,
+};
 pub use rings::RingReport;
 
 use crate::audit::Audit;
@@ -55,7 +61,7 @@ use crate::error::{Error, Reason};
 use crate::hsm::Hsm;
 use crate::store::{Change, InstanceWrite, Snapshot, Store};
 use reconcile::Intents;
-use registry::Registry;
+use registry::{Registry, Slot};
 use tenants::Tenants;
 
 /// One method of the API, as far as the use cases must know it. The methods
@@ -155,6 +161,8 @@ pub struct Service {
     /// Bindings that the store holds.
     stored_bindings: Mutex<Vec<Binding>>,
     intents: Intents,
+    /// Keys under which DEKs were unwrapped since that was last written down.
+    unwrapped: Mutex<Vec<Arc<Slot>>>,
     /// Changes run here, so that a caller who hangs up does not interrupt one.
     changes: TaskTracker,
     /// Equal ones wait for each other.
@@ -186,6 +194,7 @@ impl Service {
             import_tokens,
             registered,
             wrap_grants,
+            unwrapped,
             clock,
         } = store.load()?;
         let known: Vec<_> = outbox.iter().map(|event| event.id).collect();
@@ -196,12 +205,13 @@ impl Service {
         let missing = missing_instances(&instances, &keys, &configured);
         let service = Arc::new(Self {
             intents: Intents::new(intents, &keys),
-            registry: Registry::new(keys, &registered, &wrap_grants),
+            registry: Registry::new(keys, &registered, &wrap_grants, &unwrapped),
             tenants: Tenants::new(instances, rings, import_tokens),
             making_instances: tokio::sync::Mutex::default(),
             bindings: ArcSwap::default(),
             configured,
             stored_bindings: Mutex::new(bindings),
+            unwrapped: Mutex::default(),
             changes: TaskTracker::new(),
             under_way: Mutex::default(),
             unpublished: Mutex::new(unpublished.into_iter().map(|(event, _)| event).collect()),

@@ -33,11 +33,16 @@ impl Service {
         }
     }
 
-    /// Writes down how long the daemon has run.
+    /// Writes down how long the daemon has run, and when DEKs were last unwrapped.
     pub async fn note_clock(&self) {
-        let change = Change { clock: Some(self.clock.reading()), ..Change::default() };
+        let clock = Some(self.clock.reading());
+        let used = std::mem::take(&mut *self.unwrapped.lock());
+        let time = |slot: &Arc<Slot>| Some((slot.key().id, slot.writes_unwrap()?));
+        let unwrapped = used.iter().filter_map(time).collect();
+        let change = Change { clock, unwrapped, ..Change::default() };
         if let Err(error) = self.store.commit(change).await {
             tracing::warn!(%error, "the run time cannot be noted");
+            self.unwrapped.lock().extend(used);
         }
     }
 

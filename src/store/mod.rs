@@ -29,7 +29,7 @@ pub use sqlite::Sqlite;
 
 use crate::domain::{
     Binding, CrnPattern, Event, ImportToken, Instance, InstanceId, Key, KeyId, KeyRing, ObjectId,
-    PrincipalId, Registered, Registration, RegistrationId, RunTime, Timestamp, VersionId,
+    PrincipalId, Registered, Registration, RegistrationId, ResourceKind, RunTime, Timestamp, VersionId,
 };
 
 /// The store could not do what was asked.
@@ -84,6 +84,18 @@ pub trait Store: Send + Sync + 'static {
     /// Registrations, ordered by resource and key; the cost is that of a page.
     fn list_registrations(&self, query: RegistrationQuery) -> Pending<Vec<Registration>>;
 
+    /// Registrations that are attached to a virtual server, ordered by resource and
+    /// key, at most `limit`.
+    fn list_attached(
+        &self,
+        instance: &InstanceId,
+        attached_to: &str,
+        limit: usize,
+    ) -> Pending<Vec<Registration>>;
+
+    /// How many registrations of each sort a key has; the cost does not grow with them.
+    fn count_registrations(&self, key: KeyId) -> Pending<Vec<RegistrationCount>>;
+
     /// Takes no more, finishes what waits, closes. Blocks; once is enough.
     fn close(&self);
 }
@@ -114,6 +126,8 @@ pub struct Snapshot {
     pub registered: HashMap<KeyId, Registered>,
     /// How many wraps each version was granted.
     pub wrap_grants: HashMap<VersionId, u64>,
+    /// When a DEK was last unwrapped under each key, where that was noted.
+    pub unwrapped: HashMap<KeyId, Timestamp>,
     /// What the clocks last said; `None` at the very first start.
     pub clock: Option<ClockReading>,
 }
@@ -157,6 +171,19 @@ pub struct RegistrationQuery {
     pub after: Option<(String, KeyId)>,
     /// At most so many.
     pub limit: usize,
+}
+
+/// Registrations of one sort.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RegistrationCount {
+    /// Resources of this kind.
+    pub kind: ResourceKind,
+    /// Whether they are attached.
+    pub attached: bool,
+    /// Whose DEKs this version wraps.
+    pub version: VersionId,
+    /// How many there are.
+    pub n: u64,
 }
 
 /// An unfinished change of HSM and store.
@@ -227,6 +254,8 @@ pub struct Change {
     pub registration: Option<RegistrationWrite>,
     /// How many wraps a version is granted from now on.
     pub wrap_grant: Option<(VersionId, u64)>,
+    /// When a DEK was last unwrapped under these keys.
+    pub unwrapped: Vec<(KeyId, Timestamp)>,
     /// What the clocks say.
     pub clock: Option<ClockReading>,
 }

@@ -19,10 +19,10 @@ use uuid::Uuid;
 
 use super::rows::RowError;
 use super::{
-    Change, KeyWrite, Pending, RegistrationQuery, Request, Snapshot, Store, StoreError, clock,
+    Change, KeyWrite, Pending, RegistrationCount, RegistrationQuery, Request, Snapshot, Store, StoreError, clock,
     imports, instances, intents, keys, outbox, registrations,
 };
-use crate::domain::{KeyId, PrincipalId, Registration, RegistrationId};
+use crate::domain::{InstanceId, KeyId, PrincipalId, Registration, RegistrationId};
 
 /// A store in one SQLite file.
 pub struct Sqlite {
@@ -132,6 +132,22 @@ impl Store for Sqlite {
         self.read(move |connection| registrations::list(connection, &query))
     }
 
+    fn list_attached(
+        &self,
+        instance: &InstanceId,
+        attached_to: &str,
+        limit: usize,
+    ) -> Pending<Vec<Registration>> {
+        let (instance, attached_to) = (instance.clone(), attached_to.to_owned());
+        self.read(move |connection| {
+            registrations::list_attached(connection, &instance, &attached_to, limit)
+        })
+    }
+
+    fn count_registrations(&self, key: KeyId) -> Pending<Vec<RegistrationCount>> {
+        self.read(move |connection| registrations::count(connection, key))
+    }
+
     fn close(&self) {
         // Without a sender the thread ends when it has done what waits.
         drop(self.work.lock().take());
@@ -231,6 +247,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
         import_token,
         registration,
         wrap_grant,
+        unwrapped,
         clock,
     } = change;
     match key {
@@ -249,6 +266,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
     some(import_token.as_ref().map(|write| imports::write(transaction, write)))?;
     some(registration.as_ref().map(|write| registrations::write(transaction, write)))?;
     some(wrap_grant.map(|(version, n)| keys::grant_wraps(transaction, version, n)))?;
+    unwrapped.iter().try_for_each(|it| keys::note_unwrapped(transaction, it))?;
     some(clock.as_ref().map(|reading| clock::write(transaction, reading)))?;
     events.iter().try_for_each(|event| outbox::insert_event(transaction, event))?;
     published.iter().try_for_each(|id| outbox::remove_event(transaction, *id))
@@ -265,6 +283,7 @@ fn load(connection: &Connection) -> Result<Snapshot, RowError> {
         import_tokens: imports::load(connection)?,
         registered: registrations::load_counts(connection)?,
         wrap_grants: keys::load_wrap_grants(connection)?,
+        unwrapped: keys::load_unwrapped(connection)?,
         clock: clock::load(connection)?,
     })
 }

@@ -8,6 +8,7 @@ mod crypto;
 mod import;
 mod keys;
 mod registrations;
+mod resources;
 mod tenancy;
 
 use std::sync::Arc;
