@@ -691,7 +691,9 @@ mod tests {
                 });
                 let columns = Attachment::ALL.map(|it| action.needs(subject, it));
                 let Some((_, _, attached, alone)) = expected else {
-                    assert!(columns.iter().all(|it| it.as_ref().is_err_and(|e| e.field == "action")));
+                    assert!(
+                        columns.iter().all(|it| it.as_ref().is_err_and(|e| e.field == "action"))
+                    );
                     continue;
                 };
                 found += 1;
@@ -737,7 +739,11 @@ mod tests {
                     Refusal::Destroyed => Hindrance::Destroyed,
                     other => panic!("{other:?}"),
                 });
-                assert_eq!(need.met(condition, Authorization::Held).err(), refused, "{condition:?}");
+                assert_eq!(
+                    need.met(condition, Authorization::Held).err(),
+                    refused,
+                    "{condition:?}"
+                );
             }
         }
     }

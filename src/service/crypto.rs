@@ -78,8 +78,7 @@ impl Service {
         requests: Vec<DekRequest>,
     ) -> Vec<Result<DekAnswer, Error>> {
         let names: Vec<_> = requests.iter().map(|r| (r.key.clone(), r.resource.clone())).collect();
-        let mut permitted: Vec<_> =
-            requests
+        let mut permitted: Vec<_> = requests
             .into_iter()
             .map(|request| self.permit_dek(caller, method, request, || Ok(())))
             .collect();

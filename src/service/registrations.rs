@@ -302,11 +302,8 @@ impl Service {
         };
         let mut events = vec![self.registration_event(call, &registration)];
         events.extend(more);
-        let change = Change {
-            registration: Some(write),
-            events: events.clone(),
-            ..Change::default()
-        };
+        let change =
+            Change { registration: Some(write), events: events.clone(), ..Change::default() };
         self.store.commit(change).await?;
         slot.set_registered(Registered { total, preventing });
         self.publish(events).await;

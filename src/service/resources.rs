@@ -14,7 +14,9 @@ use sha2::{Digest, Sha256};
 use super::registrations::RegistrationsWanted;
 use super::registry::Slot;
 use super::{Answer, Call, Listed, Service};
-use crate::domain::resource_status::{Attachment, Authorization, Cell, Need, Status, Subject, cell};
+use crate::domain::resource_status::{
+    Attachment, Authorization, Cell, Need, Status, Subject, cell,
+};
 use crate::domain::{
     Condition, Crn, CrnPattern, Force, InstanceId, Key, KeyName, Malformed, Moment, Permission,
     PrincipalId, Registration, ResourceAction, ResourceKind, Timestamp,
@@ -279,8 +281,7 @@ impl Service {
         let resources: Vec<_> =
             self.protected(items).iter().map(|it| it.report_in(would_be(it.told()))).collect();
         // Deleted already is stopped already.
-        let stops =
-            change == KeyChange::Delete && Condition::of(&key, now) != Condition::Destroyed;
+        let stops = change == KeyChange::Delete && Condition::of(&key, now) != Condition::Destroyed;
         let stopped = resources.iter().filter(|report| stops && report.subject.is_volume());
         let stopped = stopped.filter_map(|report| report.attached_to.clone()).collect();
 

@@ -29,7 +29,8 @@ pub use sqlite::Sqlite;
 
 use crate::domain::{
     Binding, CrnPattern, Event, ImportToken, Instance, InstanceId, Key, KeyId, KeyRing, ObjectId,
-    PrincipalId, Registered, Registration, RegistrationId, ResourceKind, RunTime, Timestamp, VersionId,
+    PrincipalId, Registered, Registration, RegistrationId, ResourceKind, RunTime, Timestamp,
+    VersionId,
 };
 
 /// The store could not do what was asked.

@@ -9,8 +9,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use super::rows::{Result, corrupt, generation_number, just_one, parsed};
 use super::{RegistrationCount, RegistrationQuery, RegistrationWrite};
 use crate::domain::{
-    Crn, CrnPattern, InstanceId, KeyId, Registered, Registration, RegistrationId, ResourceKind, Timestamp,
-    VersionId,
+    Crn, CrnPattern, InstanceId, KeyId, Registered, Registration, RegistrationId, ResourceKind,
+    Timestamp, VersionId,
 };
 
 /// Adds, alters or takes away a registration.

@@ -19,8 +19,8 @@ use uuid::Uuid;
 
 use super::rows::RowError;
 use super::{
-    Change, KeyWrite, Pending, RegistrationCount, RegistrationQuery, Request, Snapshot, Store, StoreError, clock,
-    imports, instances, intents, keys, outbox, registrations,
+    Change, KeyWrite, Pending, RegistrationCount, RegistrationQuery, Request, Snapshot, Store,
+    StoreError, clock, imports, instances, intents, keys, outbox, registrations,
 };
 use crate::domain::{InstanceId, KeyId, PrincipalId, Registration, RegistrationId};
 

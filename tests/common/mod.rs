@@ -16,6 +16,8 @@ use rootkeyd::api::pb::admin_service_client::AdminServiceClient;
 use rootkeyd::api::pb::audit_service_client::AuditServiceClient;
 use rootkeyd::api::pb::crypto_service_client::CryptoServiceClient;
 use rootkeyd::api::pb::key_service_client::KeyServiceClient;
+use rootkeyd::api::pb::registration_service_client::RegistrationServiceClient;
+use rootkeyd::api::pb::resource_service_client::ResourceServiceClient;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -41,6 +43,8 @@ pub struct Client {
     pub keys: KeyServiceClient<Channel>,
     pub audit: AuditServiceClient<Channel>,
     pub admin: AdminServiceClient<Channel>,
+    pub registrations: RegistrationServiceClient<Channel>,
+    pub resources: ResourceServiceClient<Channel>,
     pub channel: Channel,
 }
 
@@ -258,6 +262,8 @@ impl Client {
             keys: KeyServiceClient::new(channel.clone()),
             audit: AuditServiceClient::new(channel.clone()),
             admin: AdminServiceClient::new(channel.clone()),
+            registrations: RegistrationServiceClient::new(channel.clone()),
+            resources: ResourceServiceClient::new(channel.clone()),
             channel,
         }
     }

@@ -37,8 +37,7 @@ pub(in crate::api) fn rewrap_request(request: pb::RewrapDekRequest) -> DekReques
 pub(in crate::api) fn generate_request(
     request: pb::GenerateDekRequest,
 ) -> ((DekRequest, Register), bool) {
-    let pb::GenerateDekRequest { key, size_bytes, aad, resource, wrapped_only, register } =
-        request;
+    let pb::GenerateDekRequest { key, size_bytes, aad, resource, wrapped_only, register } = request;
     let size = if size_bytes == 0 { DEFAULT_DEK_BYTES } else { size_bytes };
     let action = DekAction::Generate(usize::try_from(size).unwrap_or(usize::MAX));
     ((DekRequest { key, aad, resource, action }, to_register(register)), wrapped_only)

@@ -18,8 +18,8 @@ use uuid::Uuid;
 
 pub(super) use admin::{audit_event, audit_query, hsm_status, server_info};
 pub(super) use crypto::{
-    Register,     generate_request, generated, rewrap_request, rewrapped, unwrap_request, unwrap_result,
-    unwrapped, wrap_request, wrapped,
+    Register, generate_request, generated, rewrap_request, rewrapped, unwrap_request,
+    unwrap_result, unwrapped, wrap_request, wrapped,
 };
 pub(super) use import::{import_token, import_token_instance, new_import_token};
 pub(super) use instances::{instance, new_instance, ring};

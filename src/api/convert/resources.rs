@@ -5,9 +5,7 @@ use super::super::pb::preview_key_impact_request::Change;
 use super::registrations::{BOUND_SEGMENTS, kind_of, pb_kind};
 use super::{key_name, page_size_of, pb_timestamp};
 use crate::domain::resource_status::Subject;
-use crate::domain::{
-    Condition, Crn, CrnPattern, InstanceId, KeyName, Malformed, ResourceAction,
-};
+use crate::domain::{Condition, Crn, CrnPattern, InstanceId, KeyName, Malformed, ResourceAction};
 use crate::service::{
     ActionWanted, Checked, Impact, ImpactWanted, KeyChange, KindImpact, ResourceReport,
     StatusesWanted, Target,
