@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::audit::AuditError;
-use crate::domain::resource_status::Hindrance;
+use crate::domain::resource_action::Hindrance;
 use crate::domain::{Denied, Malformed, Refusal, Refused};
 use crate::envelope::Unverified;
 use crate::hsm::HsmError;

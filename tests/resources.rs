@@ -217,10 +217,7 @@ async fn compare_actions(
 ) {
     let unwraps = said(service.unwrap(key, wrapped, &[]).await);
     let wraps = said(service.wrap(key, b"dek", &[]).await);
-    let goes_on = match condition {
-        KeyCondition::Destroyed => "KEY_DESTROYED",
-        _other => "ok",
-    };
+    let goes_on = if condition == KeyCondition::Destroyed { "KEY_DESTROYED" } else { "ok" };
     let place = |kind: Kind, attached: bool| {
         RESOURCES.iter().position(|it| (it.1, it.2) == (kind, attached)).unwrap()
     };
@@ -587,7 +584,7 @@ async fn the_command_line_shows_statuses_and_impact() {
         serde_json::from_str(&said(&[&["--output", "json"], arguments].concat())).unwrap()
     };
     let table = said(&["impact", &key]);
-    assert!(table.contains("2 data volume (1 attached; would be unusable)"), "{table}");
+    assert!(table.contains("2 data volumes (1 attached; would be unusable)"), "{table}");
     let shown = json(&["impact", &key, "--change", "disable"]);
     assert_eq!(shown["resources"].as_array().unwrap().len(), 8);
     assert_eq!(shown["kinds"][0]["status"], "unusable");

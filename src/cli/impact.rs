@@ -186,7 +186,8 @@ impl ImpactView {
         let words = |it: &KindView| {
             let KindView { kind, total, attached, status } = it;
             let kind = kind.map_or("unknown kind", KindName::words);
-            format!("{total} {kind} ({attached} attached; would be {status})")
+            let plural = if *total == 1 { "" } else { "s" };
+            format!("{total} {kind}{plural} ({attached} attached; would be {status})")
         };
         self.kinds.iter().map(words).collect::<Vec<_>>().join(between)
     }
@@ -252,7 +253,7 @@ mod tests {
             ..Default::default()
         };
         let told = sentences(&impact).join(" ");
-        for word in ["3 data volume (2 attached; would be unusable)", "crn:one", "_PREVENTED"] {
+        for word in ["3 data volumes (2 attached; would be unusable)", "crn:one", "_PREVENTED"] {
             assert!(told.contains(word), "{told}");
         }
         assert!(sentences(&pb::KeyImpact::default())[0].starts_with("No resource"));

@@ -8,6 +8,7 @@
 mod admin;
 mod budget;
 mod crypto;
+mod impact;
 mod imports;
 mod instances;
 mod keys;
@@ -37,6 +38,7 @@ use uuid::Uuid;
 
 pub use admin::{HsmReport, ServerReport};
 pub use crypto::{DekAction, DekAnswer, DekRequest};
+pub use impact::{Impact, ImpactWanted, KeyChange, KindImpact};
 pub use imports::TokenAndAlgorithms;
 pub use instances::{InstanceReport, Metrics, NewInstance};
 pub use keys::Update;
@@ -44,10 +46,7 @@ pub use listing::{AuditQuery, KeyQuery, Listed, VersionsOfKey};
 pub use making::NewKey;
 pub use registrations::{NewRegistration, RegistrationUpdate, RegistrationsWanted};
 pub use requests::RequestId;
-pub use resources::{
-    ActionWanted, Checked, Impact, ImpactWanted, KeyChange, KindImpact, ResourceReport,
-    StatusesWanted, Target,
-};
+pub use resources::{ActionWanted, Checked, ResourceReport, StatusesWanted, Target};
 pub use rings::RingReport;
 
 use crate::audit::Audit;

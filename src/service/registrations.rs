@@ -269,7 +269,7 @@ impl Service {
             generation: old.generation + 1,
             ..updated
         };
-        Ok(Alteration::Replace { old, new })
+        Ok(Alteration::Replace { old: Box::new(old), new: Box::new(new) })
     }
 
     /// Carries out a change of one registration, with its record and `more` records
@@ -291,8 +291,8 @@ impl Service {
             }
             Alteration::Replace { old, new } => {
                 let preventing = preventing - prevents(&old) + prevents(&new);
-                let (registration, from) = (new.clone(), old.generation);
-                (new, RegistrationWrite::Update { registration, from }, total, preventing)
+                let (registration, from) = ((*new).clone(), old.generation);
+                (*new, RegistrationWrite::Update { registration, from }, total, preventing)
             }
             Alteration::Remove(old) => {
                 let write = RegistrationWrite::Remove { id: old.id, from: old.generation };
@@ -343,9 +343,9 @@ pub(super) enum Alteration {
     /// The one takes the place of the other.
     Replace {
         /// As it was.
-        old: Registration,
+        old: Box<Registration>,
         /// As it shall be.
-        new: Registration,
+        new: Box<Registration>,
     },
     /// This one goes.
     Remove(Registration),
