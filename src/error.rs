@@ -8,6 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::audit::AuditError;
+use crate::domain::resource_action::Hindrance;
 use crate::domain::{Denied, Malformed, Refusal, Refused};
 use crate::envelope::Unverified;
 use crate::hsm::HsmError;
@@ -137,6 +138,9 @@ reasons! {
     /// There is no such registration.
     RegistrationNotFound = "REGISTRATION_NOT_FOUND", NotFound, No, None, "",
         "Check the registration's name, or list those of the key.";
+    /// No registered resource, and no virtual server that one is attached to, has that CRN.
+    ResourceNotFound = "RESOURCE_NOT_FOUND", NotFound, No, None, "",
+        "Check the CRN; a resource must be registered, a virtual server have a volume that is.";
     /// There is no such key ring.
     KeyRingNotFound = "KEY_RING_NOT_FOUND", NotFound, No, None, "",
         "Create the key ring first; a ring is of one instance.";
@@ -194,6 +198,9 @@ reasons! {
     /// The etag is of another generation.
     EtagMismatch = "ETAG_MISMATCH", Aborted, No, None, "",
         "Read the key again and decide anew.";
+    /// The key or its registrations changed since PreviewKeyImpact.
+    ImpactStale = "IMPACT_STALE", Aborted, No, None, "",
+        "Look at the impact again and decide anew.";
     /// The request id was used for another request.
     RequestIdReused = "REQUEST_ID_REUSED", InvalidArgument, No, None, "",
         "Use a new UUID for a new request.";
@@ -375,6 +382,22 @@ impl From<Refused> for Error {
             Refusal::NotDestroyed => Reason::KeyNotDestroyed,
         };
         Self::new(reason, refused.to_string())
+    }
+}
+
+impl From<Hindrance> for Error {
+    fn from(hindrance: Hindrance) -> Self {
+        let (reason, message) = match hindrance {
+            Hindrance::Suspended => (Reason::KeySuspended, "the key is suspended"),
+            Hindrance::Deactivated => {
+                (Reason::KeyDeactivated, "the key is deactivated; it protects nothing new")
+            }
+            Hindrance::Destroyed => (Reason::KeyDestroyed, "the key is destroyed"),
+            Hindrance::NotAuthorized => {
+                (Reason::PermissionDenied, "the service may not use the key any more")
+            }
+        };
+        Self::new(reason, message)
     }
 }
 

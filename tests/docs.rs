@@ -6,7 +6,7 @@
 use std::fs;
 use std::process::Command;
 
-use rootkeyd::domain::lifecycle;
+use rootkeyd::domain::{lifecycle, resource_action, resource_status};
 use rootkeyd::error;
 
 /// Compares what stands between the marks of a document with `text`.
@@ -34,6 +34,12 @@ fn errors_md_is_the_table_in_the_code() {
 #[test]
 fn key_states_md_is_the_table_in_the_code() {
     compare("docs/key-states.md", &lifecycle::table_as_markdown());
+}
+
+#[test]
+fn resource_statuses_md_is_the_table_in_the_code() {
+    let tables = [resource_status::table_as_markdown(), resource_action::table_as_markdown()];
+    compare("docs/resource-statuses.md", &tables.concat());
 }
 
 #[test]

@@ -30,6 +30,7 @@ use super::pb::key_ring_service_server::KeyRingServiceServer;
 use super::pb::key_service_server::KeyServiceServer;
 use super::pb::policy_service_server::PolicyServiceServer;
 use super::pb::registration_service_server::RegistrationServiceServer;
+use super::pb::resource_service_server::ResourceServiceServer;
 use super::refusals::Refusals;
 use super::tls::server_config;
 use super::{Identity, TlsError, pb};
@@ -108,6 +109,9 @@ pub fn serve(
         )
         .add_service(
             RegistrationServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+        )
+        .add_service(
+            ResourceServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
         )
         .add_service(
             InstanceServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),

@@ -14,6 +14,7 @@ mod event;
 mod failure;
 mod file;
 mod file_format;
+mod impact;
 mod import_token;
 mod instance;
 mod key;
@@ -22,6 +23,7 @@ mod output;
 mod paging;
 mod policy;
 mod registration;
+mod resource;
 mod ring;
 mod rotation_period;
 mod sealing;
@@ -38,12 +40,14 @@ use self::{
     crypto::{Generate, Rewrap, Unwrap, Wrap},
     event::EventCommand,
     file::{Decrypt, Encrypt},
+    impact::Impact,
     import_token::ImportTokenCommand,
     instance::InstanceCommand,
     key::KeyCommand,
     output::{Format, Output},
     policy::PolicyCommand,
     registration::RegistrationCommand,
+    resource::ResourceCommand,
     ring::RingCommand,
 };
 pub use self::{failure::Failure, new_file::stop_new_files};
@@ -166,6 +170,11 @@ enum Command {
     /// See and say which resource is protected by which root key
     #[command(subcommand, after_help = registration::EXAMPLES)]
     Registration(RegistrationCommand),
+    /// See what the state of a root key means for the resources that it protects
+    #[command(subcommand, after_help = resource::EXAMPLES)]
+    Resource(ResourceCommand),
+    /// Show what disabling or deleting a root key would do
+    Impact(Impact),
     /// Wrap a DEK under a root key
     Wrap(Wrap),
     /// Unwrap a DEK
@@ -214,6 +223,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Command::Policy(command) => command.run(&client, output).await,
         Command::Instance(command) => command.run(&client, output).await,
         Command::Registration(command) => command.run(&client, output).await,
+        Command::Resource(command) => command.run(&client, output).await,
+        Command::Impact(command) => command.run(&client, output).await,
         Command::Wrap(command) => command.run(&client, output).await,
         Command::Unwrap(command) => command.run(&client, output).await,
         Command::Rewrap(command) => command.run(&client, output).await,

@@ -39,7 +39,7 @@ impl Paging {
     }
 
     /// The items, and whether there are more.
-    async fn collect<T>(
+    pub(super) async fn collect<T>(
         self,
         mut page: impl AsyncFnMut(String) -> Result<(Vec<T>, String), Failure>,
     ) -> Result<(Vec<T>, bool), Failure> {

@@ -26,6 +26,7 @@ use crate::api::pb::{
     instance_service_client::InstanceServiceClient, key_ring_service_client::KeyRingServiceClient,
     key_service_client::KeyServiceClient, policy_service_client::PolicyServiceClient,
     registration_service_client::RegistrationServiceClient,
+    resource_service_client::ResourceServiceClient,
 };
 
 /// Where the daemon is, which instance is meant, and as whom to connect.
@@ -158,6 +159,12 @@ impl Client {
     /// Which resource is protected by which root key.
     pub fn registrations(&self) -> RegistrationServiceClient<Transport> {
         RegistrationServiceClient::new(self.transport.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// What the state of a root key means for what it protects.
+    pub fn resources(&self) -> ResourceServiceClient<Transport> {
+        ResourceServiceClient::new(self.transport.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 

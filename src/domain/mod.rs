@@ -18,6 +18,8 @@ pub mod key_event;
 pub mod lifecycle;
 pub mod policy;
 pub mod registration;
+pub mod resource_action;
+pub mod resource_status;
 pub mod rotation;
 pub mod time;
 
@@ -38,5 +40,7 @@ pub use key_event::{KeyEvent, KeyEventKind, NewKeyEvent};
 pub use lifecycle::{History, KeyAction, KeyState, Profile, Refusal, Refused};
 pub use policy::{Ipv4Net, Policies, PolicyChange};
 pub use registration::{Crn, CrnPattern, Registration, ResourceKind};
+pub use resource_action::ResourceAction;
+pub use resource_status::Condition;
 pub use rotation::RotationPeriod;
 pub use time::{Moment, RunTime, Timestamp};

@@ -293,10 +293,10 @@ impl Service {
         key: Arc<Key>,
         campaign: Campaign,
     ) -> Result<CampaignReport, Error> {
-        let counts = self.store.versions_in_use(key.id).await?;
-        let total = counts.iter().map(|(_, n)| n).sum();
-        let new = counts.iter().filter(|(version, _)| !is_older(&key, *version, campaign.target));
-        let rewrapped = new.map(|(_, n)| n).sum();
+        let counts = self.store.count_registrations(key.id).await?;
+        let total = counts.iter().map(|count| count.n).sum();
+        let new = counts.iter().filter(|it| !is_older(&key, it.version, campaign.target));
+        let rewrapped = new.map(|count| count.n).sum();
         Ok(CampaignReport { key, campaign, total, rewrapped })
     }
 }

@@ -56,8 +56,8 @@ pub struct DekAnswer {
 }
 
 /// A request that may go to the HSM.
-struct Permitted {
-    slot: Arc<Slot>,
+pub(super) struct Permitted {
+    pub(super) slot: Arc<Slot>,
     key: Arc<Key>,
     action: KeyAction,
     /// The version that opens or seals.
@@ -78,8 +78,10 @@ impl Service {
         requests: Vec<DekRequest>,
     ) -> Vec<Result<DekAnswer, Error>> {
         let names: Vec<_> = requests.iter().map(|r| (r.key.clone(), r.resource.clone())).collect();
-        let mut permitted: Vec<_> =
-            requests.into_iter().map(|request| self.permit_dek(caller, method, request)).collect();
+        let mut permitted: Vec<_> = requests
+            .into_iter()
+            .map(|request| self.permit_dek(caller, method, request, || Ok(())))
+            .collect();
         for item in &mut permitted {
             let granted = match item {
                 Ok(permitted) => self.grant_wrap(permitted).await,
@@ -122,12 +124,13 @@ impl Service {
     }
 
     /// Everything that can refuse a DEK before the HSM sees it, in the order of
-    /// refusals.
-    fn permit_dek(
+    /// refusals; `form` is asked along with the form of the rest.
+    pub(super) fn permit_dek(
         &self,
         caller: &Arc<Caller>,
         method: &'static Method,
         request: DekRequest,
+        form: impl FnOnce() -> Result<(), Error>,
     ) -> Result<Permitted, Error> {
         let DekRequest { key: name, aad, resource, action } = request;
         let name = name.parse::<KeyName>().map_err(|malformed| malformed.of("key"));
@@ -137,6 +140,7 @@ impl Service {
         let aad = Aad::new(aad)?;
         check_resource(&resource)?;
         check_size(&action)?;
+        form()?;
         let slot = self.registry.find(&name)?;
         let key = slot.key();
         self.permit(&key, action_of(&action), self.now())?;
@@ -147,7 +151,7 @@ impl Service {
 
     /// Counts the wrap that this is, if it is one. An unwrap does not fail because
     /// its DEK cannot be rewrapped: it is rewrapped another time.
-    async fn grant_wrap(&self, permitted: &mut Permitted) -> Result<(), Error> {
+    pub(super) async fn grant_wrap(&self, permitted: &mut Permitted) -> Result<(), Error> {
         if permitted.action == KeyAction::Unwrap && permitted.reseal.is_none() {
             return Ok(());
         }
@@ -167,7 +171,7 @@ impl Service {
 
     /// Sends what is permitted to the HSM as one job, and puts the answers back
     /// in their places.
-    async fn run_deks(
+    pub(super) async fn run_deks(
         &self,
         caller: &Caller,
         permitted: Vec<Result<Permitted, Error>>,
@@ -202,8 +206,9 @@ impl Service {
         answers.collect()
     }
 
-    /// The same questions as before the HSM call, asked of what holds now.
-    fn still_permitted(
+    /// The same questions as before the HSM call, asked of what holds now. An unwrap
+    /// that may leave is noted.
+    pub(super) fn still_permitted(
         &self,
         caller: &Arc<Caller>,
         method: &'static Method,
@@ -212,10 +217,15 @@ impl Service {
     ) -> Result<(), Error> {
         self.enter(caller, method, Ok(Some(&key.instance)))?;
         let slot = self.registry.by_id(key.id).ok_or_else(Error::denied)?;
-        self.permit(&slot.key(), action, self.now())
+        let now = self.now();
+        self.permit(&slot.key(), action, now)?;
+        if action == KeyAction::Unwrap && slot.note_unwrap(now.time) {
+            self.unwrapped.lock().push(slot);
+        }
+        Ok(())
     }
 
-    fn dek_event(
+    pub(super) fn dek_event(
         &self,
         caller: &Caller,
         method: &'static Method,

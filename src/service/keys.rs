@@ -47,14 +47,15 @@ impl Service {
     /// ACTIVE to SUSPENDED. Once it has returned, no unwrap that begins later succeeds.
     ///
     /// # Errors
-    /// Of state, etag and store.
+    /// Of etag, state and store; IMPACT_STALE.
     pub async fn disable_key(
         self: &Arc<Self>,
         call: &Call,
         name: KeyName,
-        etag: String,
+        (etag, impact_token): (String, String),
     ) -> Result<Answer<Arc<Key>>, Error> {
-        self.transition(call, name, etag, Effect::Tighten, |service, _slot, key, now| {
+        self.transition(call, name, etag, Effect::Tighten, move |service, slot, key, now| {
+            service.check_impact(slot, key, &impact_token)?;
             Ok(key.disabled(now, service.settings.profile)?)
         })
         .await
@@ -110,15 +111,17 @@ impl Service {
     /// To DESTROYED.
     ///
     /// # Errors
-    /// Of state, registrations, authorizations, etag and store.
+    /// Of etag, state, registrations, authorizations and store; IMPACT_STALE.
     pub async fn delete_key(
         self: &Arc<Self>,
         call: &Call,
         name: KeyName,
-        (etag, force): (String, Force),
+        (etag, impact_token): (String, String),
+        force: Force,
     ) -> Result<Answer<Arc<Key>>, Error> {
         let by = call.principal.clone();
         let decide = move |service: &Self, slot: &Slot, key: &Key, now| {
+            service.check_impact(slot, key, &impact_token)?;
             let profile = service.settings.profile;
             Ok(key.deleted((&by, force), slot.registered(), now, profile)?)
         };

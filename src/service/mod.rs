@@ -10,6 +10,7 @@ mod budget;
 mod campaigns;
 mod crypto;
 mod events;
+mod impact;
 mod imports;
 mod instances;
 mod keys;
@@ -20,9 +21,11 @@ mod reconcile;
 mod registrations;
 mod registry;
 mod requests;
+mod resources;
 mod rings;
 mod scheduler;
 mod tenants;
+mod wrap_registered;
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
@@ -40,6 +43,7 @@ pub use admin::{HsmReport, ServerReport};
 pub use campaigns::CampaignReport;
 pub use crypto::{DekAction, DekAnswer, DekRequest};
 pub use events::EventAnswer;
+pub use impact::{Impact, ImpactWanted, KeyChange, KindImpact};
 pub use imports::TokenAndAlgorithms;
 pub use instances::{InstanceReport, Metrics, NewInstance};
 pub use keys::Update;
@@ -47,6 +51,7 @@ pub use listing::{AuditQuery, KeyQuery, Listed, VersionsOfKey};
 pub use making::NewKey;
 pub use registrations::{NewRegistration, RegistrationUpdate, RegistrationsWanted};
 pub use requests::RequestId;
+pub use resources::{ActionWanted, Checked, ResourceReport, StatusesWanted, Target};
 pub use rings::RingReport;
 
 use crate::audit::Audit;
@@ -61,7 +66,7 @@ use crate::hsm::Hsm;
 use crate::store::{Change, InstanceWrite, Snapshot, Store};
 use campaigns::Campaigns;
 use reconcile::Intents;
-use registry::Registry;
+use registry::{Registry, Slot};
 use tenants::Tenants;
 
 /// One method of the API, as far as the use cases must know it. The methods
@@ -164,6 +169,8 @@ pub struct Service {
     /// Bindings that the store holds.
     stored_bindings: Mutex<Vec<Binding>>,
     intents: Intents,
+    /// Keys under which DEKs were unwrapped since that was last written down.
+    unwrapped: Mutex<Vec<Arc<Slot>>>,
     /// Changes run here, so that a caller who hangs up does not interrupt one.
     changes: TaskTracker,
     /// Equal ones wait for each other.
@@ -195,6 +202,7 @@ impl Service {
             import_tokens,
             registered,
             wrap_grants,
+            unwrapped,
             clock,
             campaigns,
         } = store.load()?;
@@ -206,7 +214,7 @@ impl Service {
         let missing = missing_instances(&instances, &keys, &configured);
         let service = Arc::new(Self {
             intents: Intents::new(intents, &keys),
-            registry: Registry::new(keys, &registered, &wrap_grants),
+            registry: Registry::new(keys, &registered, &wrap_grants, &unwrapped),
             tenants: Tenants::new(instances, rings, import_tokens),
             campaigns: Campaigns::new(campaigns),
             key_events: watch::Sender::new(0),
@@ -214,6 +222,7 @@ impl Service {
             bindings: ArcSwap::default(),
             configured,
             stored_bindings: Mutex::new(bindings),
+            unwrapped: Mutex::default(),
             changes: TaskTracker::new(),
             under_way: Mutex::default(),
             unpublished: Mutex::new(unpublished.into_iter().map(|(event, _)| event).collect()),

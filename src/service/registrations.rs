@@ -22,8 +22,6 @@ use crate::store::{Change, RegistrationQuery, RegistrationWrite, StoreError};
 /// A resource to register.
 #[derive(Clone, Debug)]
 pub struct NewRegistration {
-    /// The key.
-    pub key: KeyName,
     /// The resource.
     pub resource: Crn,
     /// What kind of resource it is.
@@ -80,62 +78,72 @@ impl Service {
     pub async fn register(
         self: &Arc<Self>,
         call: &Call,
+        key: KeyName,
         new: NewRegistration,
     ) -> Result<Answer<Registration>, Error> {
-        let owner = service_of(call)?;
-        check_description(&new.description)?;
+        check_new(call, &new)?;
         let (service, call) = (Arc::clone(self), call.clone());
         self.change(call.clone(), async move {
-            let slot = service.registry.find(&new.key)?;
+            let slot = service.registry.find(&key)?;
             let _changing = within(call.caller.deadline, slot.changing.lock()).await?;
-            let key = slot.key();
-            let state = key.state(service.now());
-            if state != KeyState::Active {
-                let message =
-                    format!("the key is {}; only an active one protects more", state.name());
-                return Err(Error::new(Reason::KeyNotActive, message).about(key.name()));
-            }
-            let found = service.store.find_resource(key.id, new.resource.as_str()).await?;
-            let version = version_named(&key, new.version.as_deref().unwrap_or_default())?;
-            match found {
-                Some(old) => {
-                    check_owner(&call, &old)?;
-                    if (old.kind, &old.source) != (new.kind, &new.source) {
-                        let problem = "is registered with another kind or source";
-                        return Err(Malformed::new("registration.resource", problem).into());
-                    }
-                    let updated = Registration {
-                        attached_to: new.attached_to,
-                        description: new.description,
-                        prevents_deletion: new.prevents_deletion,
-                        version,
-                        ..old.clone()
-                    };
-                    service.alter(&call, (&slot, &key), old, updated).await
-                }
-                None => {
-                    let registration = Registration {
-                        id: RegistrationId::from(Uuid::new_v4()),
-                        instance: key.instance.clone(),
-                        key: key.id,
-                        resource: new.resource,
-                        kind: new.kind,
-                        attached_to: new.attached_to,
-                        description: new.description,
-                        prevents_deletion: new.prevents_deletion,
-                        version,
-                        source: new.source,
-                        service: owner.into(),
-                        created: service.now().time,
-                        created_by: call.principal.as_str().into(),
-                        updated: None,
-                        generation: 1,
-                    };
-                    service.add(&call, &slot, registration).await
-                }
-            }
+            let alteration = service.registering(&call, &slot, new).await?;
+            service.alter(&call, &slot, alteration, Vec::new()).await.map(Answer::recorded)
         })
         .await
+    }
+
+    /// What registers `new` against the key in `slot`, whose lock the caller holds.
+    ///
+    /// # Errors
+    /// RESOURCE_OWNER, KEY_NOT_ACTIVE, KEY_VERSION_INVALID, FIELD_INVALID, or of the
+    /// store.
+    pub(super) async fn registering(
+        &self,
+        call: &Call,
+        slot: &Slot,
+        new: NewRegistration,
+    ) -> Result<Alteration, Error> {
+        let owner = service_of(call)?;
+        let key = slot.key();
+        let state = key.state(self.now());
+        if state != KeyState::Active {
+            let message = format!("the key is {}; only an active one protects more", state.name());
+            return Err(Error::new(Reason::KeyNotActive, message).about(key.name()));
+        }
+        let found = self.store.find_resource(key.id, new.resource.as_str()).await?;
+        let version = version_named(&key, new.version.as_deref().unwrap_or_default())?;
+        let Some(old) = found else {
+            return Ok(Alteration::Add(Registration {
+                id: RegistrationId::from(Uuid::new_v4()),
+                instance: key.instance.clone(),
+                key: key.id,
+                resource: new.resource,
+                kind: new.kind,
+                attached_to: new.attached_to,
+                description: new.description,
+                prevents_deletion: new.prevents_deletion,
+                version,
+                source: new.source,
+                service: owner.into(),
+                created: self.now().time,
+                created_by: call.principal.as_str().into(),
+                updated: None,
+                generation: 1,
+            }));
+        };
+        check_owner(call, &old)?;
+        if (old.kind, &old.source) != (new.kind, &new.source) {
+            let problem = "is registered with another kind or source";
+            return Err(Malformed::new("registration.resource", problem).into());
+        }
+        let updated = Registration {
+            attached_to: new.attached_to,
+            description: new.description,
+            prevents_deletion: new.prevents_deletion,
+            version,
+            ..old.clone()
+        };
+        self.updating(call, &key, old, updated)
     }
 
     /// Changes a registration, in any state of its key.
@@ -167,7 +175,8 @@ impl Service {
                 version: version.unwrap_or(old.version),
                 ..old.clone()
             };
-            service.alter(&call, (&slot, &key), old, updated).await
+            let alteration = service.updating(&call, &key, old, updated)?;
+            service.alter(&call, &slot, alteration, Vec::new()).await.map(Answer::recorded)
         })
         .await
     }
@@ -235,80 +244,80 @@ impl Service {
             let old = service.find_registration(&slot, &name).await?;
             check_owner(&call, &old)?;
             check_etag(&old, &etag)?;
-            let write = RegistrationWrite::Remove { id: old.id, from: old.generation };
-            service.write_registration(&call, &old, write).await?;
-            let Registered { total, preventing } = slot.registered();
-            slot.set_registered(Registered {
-                total: total - 1,
-                preventing: preventing - u64::from(old.prevents_deletion),
-            });
+            service.alter(&call, &slot, Alteration::Remove(old), Vec::new()).await?;
             Ok(Answer::recorded(()))
         })
         .await
     }
 
-    async fn add(
+    /// What puts `updated` in the place of `old`.
+    fn updating(
         &self,
         call: &Call,
-        slot: &Slot,
-        registration: Registration,
-    ) -> Result<Answer<Registration>, Error> {
-        let write = RegistrationWrite::Insert(registration.clone());
-        self.write_registration(call, &registration, write).await?;
-        let Registered { total, preventing } = slot.registered();
-        slot.set_registered(Registered {
-            total: total + 1,
-            preventing: preventing + u64::from(registration.prevents_deletion),
-        });
-        Ok(Answer::recorded(registration))
-    }
-
-    async fn alter(
-        &self,
-        call: &Call,
-        (slot, key): (&Slot, &Key),
+        key: &Key,
         old: Registration,
         updated: Registration,
-    ) -> Result<Answer<Registration>, Error> {
+    ) -> Result<Alteration, Error> {
         let place = |id| key.versions.iter().position(|version| version.id == id);
         if place(updated.version) < place(old.version) {
             let message = "the key version is older than the recorded one";
             let error = Error::new(Reason::KeyVersionInvalid, message);
             return Err(error.of_field(KEY_VERSION).about(old.name()));
         }
-        let registration = Registration {
+        let new = Registration {
             updated: Some((self.now().time, call.principal.as_str().into())),
             generation: old.generation + 1,
             ..updated
         };
-        let write =
-            RegistrationWrite::Update { registration: registration.clone(), from: old.generation };
-        self.write_registration(call, &registration, write).await?;
-        let Registered { total, preventing } = slot.registered();
-        let preventing = preventing - u64::from(old.prevents_deletion)
-            + u64::from(registration.prevents_deletion);
-        slot.set_registered(Registered { total, preventing });
-        Ok(Answer::recorded(registration))
+        Ok(Alteration::Replace { old: Box::new(old), new: Box::new(new) })
     }
 
-    async fn write_registration(
+    /// Carries out a change of one registration, with its record and `more` records
+    /// in the same commit; what is registered then, or was. The caller holds the
+    /// slot's lock.
+    pub(super) async fn alter(
         &self,
         call: &Call,
-        registration: &Registration,
-        write: RegistrationWrite,
-    ) -> Result<(), Error> {
+        slot: &Slot,
+        alteration: Alteration,
+        more: Vec<Event>,
+    ) -> Result<Registration, Error> {
+        let Registered { total, preventing } = slot.registered();
+        let prevents = |registration: &Registration| u64::from(registration.prevents_deletion);
+        let (registration, write, total, preventing) = match alteration {
+            Alteration::Add(new) => {
+                let preventing = preventing + prevents(&new);
+                (new.clone(), RegistrationWrite::Insert(new), total + 1, preventing)
+            }
+            Alteration::Replace { old, new } => {
+                let preventing = preventing - prevents(&old) + prevents(&new);
+                let (registration, from) = ((*new).clone(), old.generation);
+                (*new, RegistrationWrite::Update { registration, from }, total, preventing)
+            }
+            Alteration::Remove(old) => {
+                let write = RegistrationWrite::Remove { id: old.id, from: old.generation };
+                let preventing = preventing - prevents(&old);
+                (old, write, total - 1, preventing)
+            }
+        };
+        let mut events = vec![self.registration_event(call, &registration)];
+        events.extend(more);
+        let change =
+            Change { registration: Some(write), events: events.clone(), ..Change::default() };
+        self.store.commit(change).await?;
+        slot.set_registered(Registered { total, preventing });
+        self.publish(events).await;
+        Ok(registration)
+    }
+
+    fn registration_event(&self, call: &Call, registration: &Registration) -> Event {
         let name = registration.name();
-        let mut event: Event =
-            self.event(&call.caller, call.method.action, (&name, Outcome::Success));
+        let mut event = self.event(&call.caller, call.method.action, (&name, Outcome::Success));
         event.resource = registration.resource.as_str().to_owned();
         event.details.push(("kind".into(), registration.kind.name().into()));
         let prevents = registration.prevents_deletion.to_string();
         event.details.push(("prevent_key_deletion".into(), prevents));
-        let events = vec![event.clone()];
-        let change = Change { registration: Some(write), events, ..Change::default() };
-        self.store.commit(change).await?;
-        self.publish(vec![event]).await;
-        Ok(())
+        event
     }
 
     fn slot_of(&self, name: &RegistrationName) -> Result<Arc<Slot>, Error> {
@@ -325,6 +334,31 @@ impl Service {
         let found = self.store.find_registration(name.id).await?;
         found.filter(|found| found.key == key).ok_or_else(|| not_found(name))
     }
+}
+
+/// A change of one registration.
+#[derive(Debug)]
+pub(super) enum Alteration {
+    /// This one is new.
+    Add(Registration),
+    /// The one takes the place of the other.
+    Replace {
+        /// As it was.
+        old: Box<Registration>,
+        /// As it shall be.
+        new: Box<Registration>,
+    },
+    /// This one goes.
+    Remove(Registration),
+}
+
+/// What can be said of a new registration without looking at its key.
+///
+/// # Errors
+/// SERVICE_ONLY, FIELD_INVALID.
+pub(super) fn check_new(call: &Call, new: &NewRegistration) -> Result<(), Error> {
+    service_of(call)?;
+    Ok(check_description(&new.description)?)
 }
 
 /// The service that calls.
@@ -376,12 +410,12 @@ fn not_found(name: &RegistrationName) -> Error {
         .about(name.to_string())
 }
 
-fn place_token(last: &Registration) -> String {
+pub(super) fn place_token(last: &Registration) -> String {
     let place = [&last.key.as_bytes()[..], last.resource.as_str().as_bytes()].concat();
     URL_SAFE_NO_PAD.encode(place)
 }
 
-fn parse_place(token: &str) -> Result<Option<(String, KeyId)>, Malformed> {
+pub(super) fn parse_place(token: &str) -> Result<Option<(String, KeyId)>, Malformed> {
     if token.is_empty() {
         return Ok(None);
     }

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::RwLock;
@@ -24,6 +25,12 @@ pub(super) struct Slot {
     key: ArcSwap<Key>,
     budget: ArcSwap<Budget>,
     registered: ArcSwap<Registered>,
+    /// Counts changes of registrations since the start.
+    registrations: AtomicU64,
+    /// When a DEK was last unwrapped, in microseconds; [`NEVER`] if that is not known.
+    unwrapped: AtomicI64,
+    /// Whether that is to be written down.
+    unwritten: AtomicBool,
     /// Held over a change of the key, its commit included: changes of one key
     /// wait for each other, which is their point. An exception to "no lock over
     /// an await", written down in docs/adr/0004.
@@ -46,11 +53,41 @@ impl Slot {
         **self.registered.load()
     }
 
-    /// Notes how many resources are registered. Whoever does holds `changing`.
+    /// Notes how many resources are registered, after any change of a registration.
+    /// Whoever does holds `changing`.
     pub(super) fn set_registered(&self, registered: Registered) {
+        self.registrations.fetch_add(1, Ordering::Release);
         self.registered.store(Arc::new(registered));
     }
+
+    /// How often its registrations changed since the start.
+    pub(super) fn registrations(&self) -> u64 {
+        self.registrations.load(Ordering::Acquire)
+    }
+
+    /// Notes that a DEK was unwrapped. True if that must be put down to be written:
+    /// the first time since it was written last.
+    pub(super) fn note_unwrap(&self, time: Timestamp) -> bool {
+        self.unwrapped.store(time.as_micros(), Ordering::Relaxed);
+        // Read first: that costs nothing where many threads unwrap under one key.
+        !self.unwritten.load(Ordering::Relaxed) && !self.unwritten.swap(true, Ordering::AcqRel)
+    }
+
+    /// When a DEK was last unwrapped, as it is written now.
+    pub(super) fn writes_unwrap(&self) -> Option<Timestamp> {
+        self.unwritten.store(false, Ordering::Release);
+        self.last_unwrap()
+    }
+
+    /// When a DEK was last unwrapped, if that is known.
+    pub(super) fn last_unwrap(&self) -> Option<Timestamp> {
+        let micros = self.unwrapped.load(Ordering::Relaxed);
+        (micros != NEVER).then_some(Timestamp::from_micros(micros))
+    }
 }
+
+/// In place of a time.
+const NEVER: i64 = i64::MIN;
 
 /// Every key.
 pub(super) struct Registry(RwLock<Index>);
@@ -83,6 +120,7 @@ impl Registry {
         keys: Vec<Key>,
         registered: &HashMap<KeyId, Registered>,
         wrap_grants: &HashMap<VersionId, u64>,
+        unwrapped: &HashMap<KeyId, Timestamp>,
     ) -> Self {
         let registry = Self(RwLock::default());
         for key in keys {
@@ -91,7 +129,8 @@ impl Registry {
             registry.0.write().aliases.extend(aliases);
             let granted = wrap_grants.get(&key.primary().id).copied().unwrap_or(0);
             let registered = registered.get(&key.id).copied().unwrap_or_default();
-            registry.add(Arc::new(key), granted, registered);
+            let unwrapped = unwrapped.get(&key.id).copied();
+            registry.add(Arc::new(key), granted, (registered, unwrapped));
         }
         registry
     }
@@ -132,10 +171,15 @@ impl Registry {
 
     /// Adds a key that is committed. Its aliases are reserved already.
     pub(super) fn insert(&self, key: Arc<Key>) {
-        self.add(key, 0, Registered::default());
+        self.add(key, 0, (Registered::default(), None));
     }
 
-    fn add(&self, key: Arc<Key>, granted: u64, registered: Registered) {
+    fn add(
+        &self,
+        key: Arc<Key>,
+        granted: u64,
+        (registered, unwrapped): (Registered, Option<Timestamp>),
+    ) {
         let mut index = self.0.write();
         let place = (key.history.activated, key.id);
         index.order.entry(key.instance.clone()).or_default().insert(place);
@@ -143,6 +187,9 @@ impl Registry {
         let slot = Slot {
             budget: ArcSwap::from_pointee(Budget::new(key.primary().id, granted)),
             registered: ArcSwap::from_pointee(registered),
+            registrations: AtomicU64::new(0),
+            unwrapped: AtomicI64::new(unwrapped.map_or(NEVER, Timestamp::as_micros)),
+            unwritten: AtomicBool::new(false),
             key: ArcSwap::new(Arc::clone(&key)),
             changing: Mutex::default(),
         };
@@ -309,7 +356,7 @@ mod tests {
     use crate::domain::{Profile, RotationPeriod};
 
     fn of(keys: Vec<Key>) -> Registry {
-        Registry::new(keys, &HashMap::new(), &HashMap::new())
+        Registry::new(keys, &HashMap::new(), &HashMap::new(), &HashMap::new())
     }
 
     fn alias(text: &str) -> Alias {
@@ -347,6 +394,17 @@ mod tests {
         registry.free(&key.instance, &[alias("soon")]);
         registry.reserve(&key.instance, &[alias("soon")], other).unwrap();
         registry.reserve(&"other".parse().unwrap(), &[alias("volumes")], other).unwrap();
+    }
+
+    #[test]
+    fn an_unwrap_is_put_down_once_until_it_is_written() {
+        let (registry, key) = registry();
+        let slot = registry.by_id(key.id).unwrap();
+        assert_eq!(slot.last_unwrap(), None);
+        let noted = [5, 6].map(|seconds| slot.note_unwrap(at(seconds).time));
+        assert_eq!(noted, [true, false]);
+        assert_eq!(slot.writes_unwrap(), Some(at(6).time));
+        assert!(slot.note_unwrap(at(7).time));
     }
 
     #[test]

@@ -32,13 +32,18 @@ impl Service {
         }
     }
 
-    /// Writes down how long the daemon has run, and forgets what is old enough.
+    /// Writes down how long the daemon has run and when DEKs were last unwrapped, and
+    /// forgets what is old enough.
     pub async fn note_clock(&self) {
         let clock = Some(self.clock.reading());
         let forget_events = super::events::forgotten_before(self.now());
-        let change = Change { clock, forget_events, ..Change::default() };
+        let used = std::mem::take(&mut *self.unwrapped.lock());
+        let time = |slot: &Arc<Slot>| Some((slot.key().id, slot.writes_unwrap()?));
+        let unwrapped = used.iter().filter_map(time).collect();
+        let change = Change { clock, forget_events, unwrapped, ..Change::default() };
         if let Err(error) = self.store.commit(change).await {
             tracing::warn!(%error, "the run time cannot be noted");
+            self.unwrapped.lock().extend(used);
         }
     }
 

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Change, Intent, IntentStage, KeyWrite, Request, Store, StoreError};
+use super::{
+    Change, Intent, IntentStage, KeyWrite, RegistrationCount, RegistrationWrite, Request, Store,
+    StoreError,
+};
 use crate::domain::deletion::Authorization;
 use crate::domain::key::tests::key_at;
 use crate::domain::{
-    Event, Key, KeyDetails, KeyId, Moment, ObjectId, Outcome, RotationPeriod, RunTime, Timestamp,
-    Version, VersionId,
+    Crn, Event, Key, KeyDetails, KeyId, Moment, ObjectId, Outcome, Registration, RegistrationId,
+    ResourceKind, RotationPeriod, RunTime, Timestamp, Version, VersionId,
 };
 
 /// Runs the suite; `open` opens the store in a directory.
@@ -31,6 +34,8 @@ pub(super) fn run(open: impl Fn(&Path) -> Arc<dyn Store>) {
         requests_are_unique_for_a_day(fresh().1).await;
         the_outbox_keeps_its_order(fresh().1).await;
         changes_at_once_all_land_but_the_one_in_conflict(fresh(), &open).await;
+        registrations_are_counted_by_sort_and_found_where_they_are_attached(fresh().1).await;
+        the_last_unwrap_is_kept_until_the_key_goes(fresh().1).await;
         a_closed_store_refuses(fresh().1).await;
     });
 }
@@ -132,6 +137,67 @@ async fn a_change_from_another_generation_conflicts(store: Arc<dyn Store>) {
     let unknown = store.commit(update(&key(9), 1)).await;
     assert!(matches!(unknown, Err(StoreError::Conflict)));
     assert_eq!(store.load().unwrap().keys, [second]);
+}
+
+async fn registrations_are_counted_by_sort_and_found_where_they_are_attached(
+    store: Arc<dyn Store>,
+) {
+    let key = key(1);
+    store.commit(insert(&key)).await.unwrap();
+    let crn = |id: &str| format!("crn:v1:a:b:c:d:e::x:{id}").parse::<Crn>().unwrap();
+    let registration = |id: u8, kind, attached: bool| Registration {
+        id: RegistrationId::from_bytes([id; 16]),
+        instance: key.instance.clone(),
+        key: key.id,
+        resource: crn(&id.to_string()),
+        kind,
+        attached_to: attached.then(|| crn("server")),
+        description: String::new(),
+        prevents_deletion: id == 2,
+        version: key.versions[0].id,
+        source: None,
+        service: "block".into(),
+        created: T0,
+        created_by: "spiffe://td/service/block".into(),
+        updated: None,
+        generation: 1,
+    };
+    let write = |registration| Change { registration: Some(registration), ..Change::default() };
+    let three = [
+        registration(1, ResourceKind::BootVolume, true),
+        registration(2, ResourceKind::DataVolume, true),
+        registration(3, ResourceKind::DataVolume, true),
+    ];
+    for registration in three.clone() {
+        store.commit(write(RegistrationWrite::Insert(registration))).await.unwrap();
+    }
+    let attached = store.list_attached(&key.instance, crn("server").as_str(), 9).await.unwrap();
+    assert_eq!(attached, three);
+    let some = store.list_attached(&key.instance, crn("server").as_str(), 2).await.unwrap();
+    assert_eq!(some.len(), 2);
+    let elsewhere = "elsewhere".parse().unwrap();
+    let none = store.list_attached(&elsewhere, crn("server").as_str(), 9).await.unwrap();
+    assert!(none.is_empty());
+    let count =
+        |kind, n| RegistrationCount { kind, attached: true, version: key.versions[0].id, n };
+    // Both data volumes are one sort, though one prevents the key's deletion.
+    let expected = [count(ResourceKind::BootVolume, 1), count(ResourceKind::DataVolume, 2)];
+    assert_eq!(store.count_registrations(key.id).await.unwrap(), expected);
+    let gone = RegistrationWrite::Remove { id: three[0].id, from: 1 };
+    store.commit(write(gone)).await.unwrap();
+    assert_eq!(store.count_registrations(key.id).await.unwrap(), expected[1..]);
+}
+
+async fn the_last_unwrap_is_kept_until_the_key_goes(store: Arc<dyn Store>) {
+    let key = key(1);
+    store.commit(insert(&key)).await.unwrap();
+    let later = T0 + Duration::from_secs(5);
+    let unknown = KeyId::from_bytes([9; 16]);
+    let unwrapped = vec![(key.id, later), (unknown, T0)];
+    store.commit(Change { unwrapped, ..Change::default() }).await.unwrap();
+    store.commit(Change { unwrapped: vec![(key.id, T0)], ..Change::default() }).await.unwrap();
+    let kept = store.load().unwrap().unwrapped;
+    assert_eq!(kept.into_iter().collect::<Vec<_>>(), [(key.id, later)]);
 }
 
 async fn versions_are_never_taken_away(store: Arc<dyn Store>) {

@@ -233,17 +233,3 @@ pub(super) fn load_campaigns(connection: &Connection) -> Result<Vec<Campaign>> {
     }
     Ok(campaigns)
 }
-
-/// How many resources of a key each version wraps.
-pub(super) fn versions_in_use(
-    connection: &Connection,
-    key: KeyId,
-) -> Result<Vec<(VersionId, u64)>> {
-    let sql = "SELECT version, sum(n) AS total FROM registration_counts WHERE key = ?1
-               GROUP BY version HAVING total > 0";
-    let mut statement = connection.prepare_cached(sql)?;
-    let rows = statement.query_map([key.as_bytes()], |row| {
-        Ok((VersionId::from_bytes(row.get("version")?), row.get("total")?))
-    })?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
-}

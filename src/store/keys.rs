@@ -129,6 +129,26 @@ fn insert_versions(transaction: &Connection, key: &Key, known: usize) -> Result<
     Ok(())
 }
 
+/// Notes when a DEK was last unwrapped under a key; not if the key is no more.
+pub(super) fn note_unwrapped(
+    transaction: &Connection,
+    (key, time): &(KeyId, Timestamp),
+) -> Result<()> {
+    let sql = "INSERT INTO key_use (key, unwrapped) SELECT id, ?2 FROM keys WHERE id = ?1
+               ON CONFLICT DO UPDATE SET unwrapped = max(unwrapped, excluded.unwrapped)";
+    transaction.prepare_cached(sql)?.execute(params![key.as_bytes(), time.as_micros()])?;
+    Ok(())
+}
+
+/// When a DEK was last unwrapped under each key, where that was noted.
+pub(super) fn load_unwrapped(connection: &Connection) -> Result<HashMap<KeyId, Timestamp>> {
+    let mut statement = connection.prepare("SELECT key, unwrapped FROM key_use")?;
+    let rows = statement.query_map([], |row| {
+        Ok((KeyId::from_bytes(row.get(0)?), Timestamp::from_micros(row.get(1)?)))
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
 /// Takes a key away for good; a tombstone stays. A conflict if it is of another
 /// generation.
 pub(super) fn purge_key(transaction: &Connection, tombstone: &Tombstone) -> Result<()> {

@@ -30,8 +30,8 @@ pub use sqlite::Sqlite;
 
 use crate::domain::{
     Binding, Campaign, CrnPattern, Event, ImportToken, Instance, InstanceId, Key, KeyEvent, KeyId,
-    KeyRing, NewKeyEvent, ObjectId, PrincipalId, Registered, Registration, RegistrationId, RunTime,
-    Timestamp, VersionId,
+    KeyRing, NewKeyEvent, ObjectId, PrincipalId, Registered, Registration, RegistrationId,
+    ResourceKind, RunTime, Timestamp, VersionId,
 };
 
 /// The store could not do what was asked.
@@ -112,9 +112,17 @@ pub trait Store: Send + Sync + 'static {
     /// How many services have resources registered against a key.
     fn services_of(&self, key: KeyId) -> Pending<u32>;
 
-    /// How many resources of a key each version wraps; those that wrap none are left
-    /// out.
-    fn versions_in_use(&self, key: KeyId) -> Pending<Vec<(VersionId, u64)>>;
+    /// Registrations that are attached to a virtual server, ordered by resource and
+    /// key, at most `limit`.
+    fn list_attached(
+        &self,
+        instance: &InstanceId,
+        attached_to: &str,
+        limit: usize,
+    ) -> Pending<Vec<Registration>>;
+
+    /// How many registrations of each sort a key has; the cost does not grow with them.
+    fn count_registrations(&self, key: KeyId) -> Pending<Vec<RegistrationCount>>;
 
     /// Takes no more, finishes what waits, closes. Blocks; once is enough.
     fn close(&self);
@@ -146,6 +154,8 @@ pub struct Snapshot {
     pub registered: HashMap<KeyId, Registered>,
     /// How many wraps each version was granted.
     pub wrap_grants: HashMap<VersionId, u64>,
+    /// When a DEK was last unwrapped under each key, where that was noted.
+    pub unwrapped: HashMap<KeyId, Timestamp>,
     /// What the clocks last said; `None` at the very first start.
     pub clock: Option<ClockReading>,
     /// At most one of a key.
@@ -208,6 +218,19 @@ pub struct RegistrationQuery {
     pub after: Option<(String, KeyId)>,
     /// At most so many.
     pub limit: usize,
+}
+
+/// Registrations of one sort.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RegistrationCount {
+    /// Resources of this kind.
+    pub kind: ResourceKind,
+    /// Whether they are attached.
+    pub attached: bool,
+    /// Whose DEKs this version wraps.
+    pub version: VersionId,
+    /// How many there are.
+    pub n: u64,
 }
 
 /// An unfinished change of HSM and store.
@@ -278,6 +301,8 @@ pub struct Change {
     pub registration: Option<RegistrationWrite>,
     /// How many wraps a version is granted from now on.
     pub wrap_grant: Option<(VersionId, u64)>,
+    /// When a DEK was last unwrapped under these keys.
+    pub unwrapped: Vec<(KeyId, Timestamp)>,
     /// What the clocks say.
     pub clock: Option<ClockReading>,
     /// Events that services are to be told of. Those that concern none are left out.

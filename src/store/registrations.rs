@@ -7,10 +7,10 @@ use rusqlite::types::{ToSql, Value};
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use super::rows::{Result, corrupt, generation_number, just_one, parsed};
-use super::{RegistrationQuery, RegistrationWrite};
+use super::{RegistrationCount, RegistrationQuery, RegistrationWrite};
 use crate::domain::{
-    Crn, CrnPattern, KeyId, Registered, Registration, RegistrationId, ResourceKind, Timestamp,
-    VersionId,
+    Crn, CrnPattern, InstanceId, KeyId, Registered, Registration, RegistrationId, ResourceKind,
+    Timestamp, VersionId,
 };
 
 /// Adds, alters or takes away a registration.
@@ -167,6 +167,45 @@ pub(super) fn load_counts(connection: &Connection) -> Result<HashMap<KeyId, Regi
         Ok((key, Registered { total: row.get("total")?, preventing: row.get("preventing")? }))
     })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Registrations that are attached to a virtual server.
+pub(super) fn list_attached(
+    connection: &Connection,
+    instance: &InstanceId,
+    attached_to: &str,
+    limit: usize,
+) -> Result<Vec<Registration>> {
+    let sql = "SELECT * FROM registrations WHERE instance = ?1 AND attached_to = ?2
+               ORDER BY resource, key LIMIT ?3";
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query(params![instance.as_str(), attached_to, limit])?;
+    let mut registrations = Vec::new();
+    while let Some(row) = rows.next()? {
+        registrations.push(registration(row)?);
+    }
+    Ok(registrations)
+}
+
+/// How many registrations of each sort a key has.
+pub(super) fn count(connection: &Connection, key: KeyId) -> Result<Vec<RegistrationCount>> {
+    let sql = "SELECT version, kind, attached, sum(n) AS n FROM registration_counts
+               WHERE key = ?1 GROUP BY version, kind, attached HAVING sum(n) > 0";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([key.as_bytes()])?;
+    let mut counts = Vec::new();
+    while let Some(row) = rows.next()? {
+        let kind: String = row.get("kind")?;
+        let unknown = || corrupt("registration_counts", key.as_bytes(), "has a kind that is none");
+        counts.push(RegistrationCount {
+            kind: ResourceKind::named(&kind).ok_or_else(unknown)?,
+            attached: row.get("attached")?,
+            version: VersionId::from_bytes(row.get("version")?),
+            n: row.get("n")?,
+        });
+    }
+    Ok(counts)
 }
 
 fn registration(row: &Row<'_>) -> Result<Registration> {

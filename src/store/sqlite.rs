@@ -19,11 +19,11 @@ use uuid::Uuid;
 
 use super::rows::RowError;
 use super::{
-    Change, KeyWrite, Pending, RegistrationQuery, Request, Snapshot, Store, StoreError, clock,
-    imports, instances, intents, key_events, keys, outbox, registrations,
+    Change, KeyWrite, Pending, RegistrationCount, RegistrationQuery, Request, Snapshot, Store,
+    StoreError, clock, imports, instances, intents, key_events, keys, outbox, registrations,
 };
 use crate::domain::{
-    InstanceId, KeyEvent, KeyId, PrincipalId, Registration, RegistrationId, RunTime, VersionId,
+    InstanceId, KeyEvent, KeyId, PrincipalId, Registration, RegistrationId, RunTime,
 };
 
 /// A store in one SQLite file.
@@ -169,8 +169,20 @@ impl Store for Sqlite {
         self.read(move |connection| key_events::services(connection, key))
     }
 
-    fn versions_in_use(&self, key: KeyId) -> Pending<Vec<(VersionId, u64)>> {
-        self.read(move |connection| key_events::versions_in_use(connection, key))
+    fn list_attached(
+        &self,
+        instance: &InstanceId,
+        attached_to: &str,
+        limit: usize,
+    ) -> Pending<Vec<Registration>> {
+        let (instance, attached_to) = (instance.clone(), attached_to.to_owned());
+        self.read(move |connection| {
+            registrations::list_attached(connection, &instance, &attached_to, limit)
+        })
+    }
+
+    fn count_registrations(&self, key: KeyId) -> Pending<Vec<RegistrationCount>> {
+        self.read(move |connection| registrations::count(connection, key))
     }
 
     fn close(&self) {
@@ -272,6 +284,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
         import_token,
         registration,
         wrap_grant,
+        unwrapped,
         clock,
         key_events: events_of_keys,
         acknowledgement,
@@ -295,6 +308,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
     some(import_token.as_ref().map(|write| imports::write(transaction, write)))?;
     some(registration.as_ref().map(|write| registrations::write(transaction, write)))?;
     some(wrap_grant.map(|(version, n)| keys::grant_wraps(transaction, version, n)))?;
+    unwrapped.iter().try_for_each(|it| keys::note_unwrapped(transaction, it))?;
     some(clock.as_ref().map(|reading| clock::write(transaction, reading)))?;
     events_of_keys.iter().try_for_each(|event| key_events::insert(transaction, event))?;
     some(acknowledgement.as_ref().map(|given| key_events::acknowledge(transaction, given)))?;
@@ -316,6 +330,7 @@ fn load(connection: &Connection) -> Result<Snapshot, RowError> {
         import_tokens: imports::load(connection)?,
         registered: registrations::load_counts(connection)?,
         wrap_grants: keys::load_wrap_grants(connection)?,
+        unwrapped: keys::load_unwrapped(connection)?,
         clock: clock::load(connection)?,
         campaigns: key_events::load_campaigns(connection)?,
     })

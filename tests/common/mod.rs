@@ -28,6 +28,7 @@ use rootkeyd::api::pb::key_ring_service_client::KeyRingServiceClient;
 use rootkeyd::api::pb::key_service_client::KeyServiceClient;
 use rootkeyd::api::pb::policy_service_client::PolicyServiceClient;
 use rootkeyd::api::pb::registration_service_client::RegistrationServiceClient;
+use rootkeyd::api::pb::resource_service_client::ResourceServiceClient;
 use rootkeyd::api::pb::set_instance_policy_request::Policy;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -59,6 +60,7 @@ pub struct Client {
     pub policies: PolicyServiceClient<Channel>,
     pub registrations: RegistrationServiceClient<Channel>,
     pub instances: InstanceServiceClient<Channel>,
+    pub resources: ResourceServiceClient<Channel>,
     pub channel: Channel,
 }
 
@@ -282,6 +284,7 @@ impl Client {
             policies: PolicyServiceClient::new(channel.clone()),
             registrations: RegistrationServiceClient::new(channel.clone()),
             instances: InstanceServiceClient::new(channel.clone()),
+            resources: ResourceServiceClient::new(channel.clone()),
             channel,
         }
     }

@@ -1,16 +1,24 @@
 //! Messages of CryptoService. One of the three places that may look into a `Secret`.
 
 use super::super::{pb, status};
+use super::new_registration;
+use crate::domain::Malformed;
 use crate::error::Error;
 use crate::secret::Secret;
-use crate::service::{DekAction, DekAnswer, DekRequest};
+use crate::service::{DekAction, DekAnswer, DekRequest, NewRegistration};
+
+/// What is to be registered along with a wrap, if anything. Its form is a matter for
+/// later: the permission is asked first.
+pub(in crate::api) type Register = Option<Result<NewRegistration, Malformed>>;
 
 // Requests of CryptoService.
 
-/// A DEK to wrap. The field's own buffer becomes the `Secret`; no copy is left.
-pub(in crate::api) fn wrap_request(request: pb::WrapDekRequest) -> DekRequest {
-    let pb::WrapDekRequest { key, dek, aad, resource, register: _ } = request;
-    DekRequest { key, aad, resource, action: DekAction::Wrap(Secret::new(dek)) }
+/// A DEK to wrap, and what to register. The field's own buffer becomes the `Secret`;
+/// no copy is left.
+pub(in crate::api) fn wrap_request(request: pb::WrapDekRequest) -> (DekRequest, Register) {
+    let pb::WrapDekRequest { key, dek, aad, resource, register } = request;
+    let request = DekRequest { key, aad, resource, action: DekAction::Wrap(Secret::new(dek)) };
+    (request, to_register(register))
 }
 
 /// A DEK to unwrap.
@@ -25,13 +33,18 @@ pub(in crate::api) fn rewrap_request(request: pb::RewrapDekRequest) -> DekReques
     DekRequest { key, aad, resource, action: DekAction::Rewrap(wrapped_dek) }
 }
 
-/// A DEK to generate, and whether only the wrapped one is wanted.
-pub(in crate::api) fn generate_request(request: pb::GenerateDekRequest) -> (DekRequest, bool) {
-    let pb::GenerateDekRequest { key, size_bytes, aad, resource, wrapped_only, register: _ } =
-        request;
+/// A DEK to generate, what to register, and whether only the wrapped one is wanted.
+pub(in crate::api) fn generate_request(
+    request: pb::GenerateDekRequest,
+) -> ((DekRequest, Register), bool) {
+    let pb::GenerateDekRequest { key, size_bytes, aad, resource, wrapped_only, register } = request;
     let size = if size_bytes == 0 { DEFAULT_DEK_BYTES } else { size_bytes };
     let action = DekAction::Generate(usize::try_from(size).unwrap_or(usize::MAX));
-    (DekRequest { key, aad, resource, action }, wrapped_only)
+    ((DekRequest { key, aad, resource, action }, to_register(register)), wrapped_only)
+}
+
+fn to_register(register: Option<pb::Registration>) -> Register {
+    register.map(|registration| new_registration(Some(registration)))
 }
 
 // Answers of CryptoService.

@@ -10,6 +10,7 @@ mod instances;
 mod keys;
 mod policies;
 mod registrations;
+mod resources;
 
 use prost_types::{Duration as PbDuration, Timestamp as PbTimestamp};
 use sha2::{Digest, Sha256};
@@ -18,8 +19,8 @@ use uuid::Uuid;
 
 pub(super) use admin::{audit_event, audit_query, hsm_status, server_info};
 pub(super) use crypto::{
-    generate_request, generated, rewrap_request, rewrapped, unwrap_request, unwrap_result,
-    unwrapped, wrap_request, wrapped,
+    Register, generate_request, generated, rewrap_request, rewrapped, unwrap_request,
+    unwrap_result, unwrapped, wrap_request, wrapped,
 };
 pub(super) use events::{campaign, campaign_key, event_answer, key_event};
 pub(super) use import::{import_token, import_token_instance, new_import_token};
@@ -30,6 +31,10 @@ pub(super) use keys::{
 pub(super) use policies::{metrics, policies, policy_change};
 pub(super) use registrations::{
     new_registration, registration, registration_update, registrations_wanted,
+};
+
+pub(super) use resources::{
+    action_wanted, checked, impact, impact_wanted, resource_status, statuses_wanted,
 };
 
 use crate::domain::{Malformed, Timestamp};

@@ -13,7 +13,6 @@ use crate::service::{NewRegistration, RegistrationUpdate, RegistrationsWanted};
 /// # Errors
 /// [`Malformed`].
 pub(in crate::api) fn new_registration(
-    key: KeyName,
     registration: Option<pb::Registration>,
 ) -> Result<NewRegistration, Malformed> {
     let pb::Registration {
@@ -35,9 +34,8 @@ pub(in crate::api) fn new_registration(
     } = registration.ok_or(Malformed::new("registration", "is required"))?;
     let resource: Result<Crn, Malformed> = resource.parse();
     Ok(NewRegistration {
-        key,
         resource: resource.map_err(|bad| bad.of("registration.resource"))?,
-        kind: kind_of(kind)?,
+        kind: kind_of(kind, "registration.kind")?,
         attached_to: some_crn(&attached_to, "registration.attached_to")?,
         description,
         prevents_deletion: prevent_key_deletion,
@@ -120,18 +118,11 @@ pub(in crate::api) fn registration(registration: Registration) -> pb::Registrati
         updated,
         generation: _,
     } = registration;
-    let kind = match kind {
-        ResourceKind::CustomImage => Kind::CustomImage,
-        ResourceKind::BootVolume => Kind::BootVolume,
-        ResourceKind::DataVolume => Kind::DataVolume,
-        ResourceKind::Snapshot => Kind::Snapshot,
-        ResourceKind::FileShare => Kind::FileShare,
-    };
     let text = |crn: Option<Crn>| crn.map(|crn| crn.to_string()).unwrap_or_default();
     pb::Registration {
         name,
         resource: resource.to_string(),
-        kind: kind.into(),
+        kind: pb_kind(kind).into(),
         attached_to: text(attached_to),
         description,
         prevent_key_deletion: prevents_deletion,
@@ -146,8 +137,23 @@ pub(in crate::api) fn registration(registration: Registration) -> pb::Registrati
     }
 }
 
-fn kind_of(number: i32) -> Result<ResourceKind, Malformed> {
-    let unknown = Malformed::new("registration.kind", "must be a kind that there is");
+/// A kind.
+pub(super) const fn pb_kind(kind: ResourceKind) -> Kind {
+    match kind {
+        ResourceKind::CustomImage => Kind::CustomImage,
+        ResourceKind::BootVolume => Kind::BootVolume,
+        ResourceKind::DataVolume => Kind::DataVolume,
+        ResourceKind::Snapshot => Kind::Snapshot,
+        ResourceKind::FileShare => Kind::FileShare,
+    }
+}
+
+/// The kind of that number, in `field`.
+///
+/// # Errors
+/// [`Malformed`].
+pub(super) fn kind_of(number: i32, field: &'static str) -> Result<ResourceKind, Malformed> {
+    let unknown = Malformed::new(field, "must be a kind that there is");
     match Kind::try_from(number).map_err(|_unknown| unknown)? {
         Kind::Unspecified => Err(unknown),
         Kind::CustomImage => Ok(ResourceKind::CustomImage),
@@ -166,7 +172,7 @@ fn some_crn(text: &str, field: &'static str) -> Result<Option<Crn>, Malformed> {
 }
 
 /// Segments that must be whole in a search through every key.
-const BOUND_SEGMENTS: usize = 8;
+pub(super) const BOUND_SEGMENTS: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -174,13 +180,12 @@ mod tests {
 
     #[test]
     fn a_registration_names_the_field_that_is_wrong() {
-        let key = || "instances/default/keys/boot".parse::<KeyName>().unwrap();
         let good = pb::Registration {
             resource: "crn:v1:bluemix:public:is:us-south-1:a/1::volume:r006-1".into(),
             kind: Kind::DataVolume.into(),
             ..Default::default()
         };
-        assert!(new_registration(key(), Some(good.clone())).is_ok());
+        assert!(new_registration(Some(good.clone())).is_ok());
         let cases = [
             ("registration.resource", pb::Registration { resource: "x".into(), ..good.clone() }),
             ("registration.kind", pb::Registration { kind: 0, ..good.clone() }),
@@ -189,8 +194,8 @@ mod tests {
             ("registration.attached_to", pb::Registration { attached_to: "y".into(), ..good }),
         ];
         for (field, registration) in cases {
-            assert_eq!(new_registration(key(), Some(registration)).unwrap_err().field, field);
+            assert_eq!(new_registration(Some(registration)).unwrap_err().field, field);
         }
-        assert!(new_registration(key(), None).is_err());
+        assert!(new_registration(None).is_err());
     }
 }

@@ -15,17 +15,25 @@ use crate::service::{Caller, DekAnswer, DekRequest, Method, Service};
 use pb::crypto_service_server::CryptoService;
 
 impl Edge {
-    /// A call about one DEK, which records itself.
+    /// A call about one DEK, which records itself; with a registration, if there is one.
     async fn dek<T>(
         &self,
         method: &'static Method,
         caller: Caller,
-        request: DekRequest,
+        (request, register): (DekRequest, convert::Register),
         encode: impl FnOnce(DekAnswer) -> T,
     ) -> Result<Response<T>, Status> {
         let caller = Arc::new(caller);
-        let mut results = self.service.deks(&caller, method, vec![request]).await;
-        let result = results.pop().expect("one answer for one request");
+        let result = match register {
+            Some(new) => {
+                let methods = (method, &methods::CREATE_REGISTRATION);
+                self.service.dek_registered(&caller, methods, request, new).await
+            }
+            None => {
+                let mut results = self.service.deks(&caller, method, vec![request]).await;
+                results.pop().expect("one answer for one request")
+            }
+        };
         answer(result.map(encode), &caller.request_id)
     }
 }
@@ -47,7 +55,7 @@ impl CryptoService for Edge {
     ) -> Result<Response<pb::UnwrapDekResponse>, Status> {
         let caller = caller_of(&request);
         let request = convert::unwrap_request(request.into_inner());
-        self.dek(&methods::UNWRAP_DEK, caller, request, convert::unwrapped).await
+        self.dek(&methods::UNWRAP_DEK, caller, (request, None), convert::unwrapped).await
     }
 
     async fn rewrap_dek(
@@ -56,7 +64,7 @@ impl CryptoService for Edge {
     ) -> Result<Response<pb::RewrapDekResponse>, Status> {
         let caller = caller_of(&request);
         let request = convert::rewrap_request(request.into_inner());
-        self.dek(&methods::REWRAP_DEK, caller, request, convert::rewrapped).await
+        self.dek(&methods::REWRAP_DEK, caller, (request, None), convert::rewrapped).await
     }
 
     async fn generate_dek(

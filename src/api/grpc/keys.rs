@@ -163,7 +163,18 @@ impl KeyService for Edge {
         &self,
         request: Request<pb::DisableKeyRequest>,
     ) -> Result<Response<pb::Key>, Status> {
-        change_key!(self, request, DISABLE_KEY, disable_key, etag)
+        self.run(
+            &methods::DISABLE_KEY,
+            request,
+            |message| &message.name,
+            |service, caller, message| async move {
+                let pb::DisableKeyRequest { name, etag, impact_token } = message;
+                let (call, name) = enter_key(&service, &caller, &methods::DISABLE_KEY, &name)?;
+                service.disable_key(&call, name, (etag, impact_token)).await
+            },
+            self.encode_key(),
+        )
+        .await
     }
 
     async fn enable_key(
@@ -196,10 +207,10 @@ impl KeyService for Edge {
             request,
             |message| &message.name,
             |service, caller, message| async move {
-                let pb::DeleteKeyRequest { name, etag, force, impact_token: _ } = message;
+                let pb::DeleteKeyRequest { name, etag, force, impact_token } = message;
                 let (call, name) = enter_key(&service, &caller, &methods::DELETE_KEY, &name)?;
                 let force = if force { Force::Yes } else { Force::No };
-                service.delete_key(&call, name, (etag, force)).await
+                service.delete_key(&call, name, (etag, impact_token), force).await
             },
             self.encode_key(),
         )

@@ -9,6 +9,7 @@ mod events;
 mod import;
 mod keys;
 mod registrations;
+mod resources;
 mod tenancy;
 
 use std::sync::Arc;

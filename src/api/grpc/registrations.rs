@@ -26,7 +26,7 @@ impl RegistrationService for Edge {
                 let pb::CreateRegistrationRequest { parent, registration } = message;
                 let entered = enter_key(&service, &caller, method, &parent);
                 let (call, key) = entered.map_err(of_parent)?;
-                service.register(&call, convert::new_registration(key, registration)?).await
+                service.register(&call, key, convert::new_registration(registration)?).await
             },
             convert::registration,
         )
@@ -129,7 +129,7 @@ fn enter_named(
 }
 
 /// The name of a key; or of every key of an instance.
-fn parent(parent: &str) -> Result<(InstanceId, Option<KeyName>), Malformed> {
+pub(super) fn parent(parent: &str) -> Result<(InstanceId, Option<KeyName>), Malformed> {
     if let Some(instance) = parent.strip_suffix("/keys/-") {
         return Ok((InstanceId::from_parent(instance)?, None));
     }

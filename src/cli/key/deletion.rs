@@ -1,5 +1,6 @@
 //! `key delete` and `key purge`: both ask first. A deletion can be undone for 30
-//! days, so it asks for yes; a purge cannot, so it asks for the key's name.
+//! days, so it asks for yes; a purge cannot, so it asks for the key's name. A deletion
+//! is of the key and the registrations that were looked at: else it is IMPACT_STALE.
 
 use super::view::PurgeView;
 use crate::{
@@ -7,7 +8,8 @@ use crate::{
     cli::{
         confirm::{Question, can_ask},
         failure::Failure,
-        output::Output,
+        impact,
+        output::{Output, note},
     },
     client::Client,
 };
@@ -30,12 +32,19 @@ pub(in crate::cli) struct Delete {
 
 impl Delete {
     /// What to send, once it is confirmed.
-    pub(super) fn request(self, client: &Client) -> Result<pb::DeleteKeyRequest, Failure> {
+    pub(super) async fn request(self, client: &Client) -> Result<pb::DeleteKeyRequest, Failure> {
         let Self { key, force, yes, etag } = self;
         let name = client.key_name(&key);
+        if !yes {
+            can_ask(DELETED)?;
+        }
+        let impact = impact::of_deletion(client, &name).await?;
+        if !yes {
+            impact::sentences(&impact).iter().for_each(|sentence| note(sentence));
+        }
         let loss = format!("Everything that {name} has wrapped becomes unreadable.");
-        Question { done: "deleted", loss: &loss, answer: "yes" }.ask(yes)?;
-        Ok(pb::DeleteKeyRequest { name, etag, force, impact_token: String::new() })
+        Question { done: DELETED, loss: &loss, answer: "yes" }.ask(yes)?;
+        Ok(pb::DeleteKeyRequest { name, etag, force, impact_token: impact.impact_token })
     }
 }
 
@@ -73,6 +82,7 @@ fn confirm_purge(name: &str) -> Result<(), Failure> {
     Question { done: PURGED, loss: &loss, answer: last }.ask(false)
 }
 
+const DELETED: &str = "deleted";
 const PURGED: &str = "purged";
 
 const DELETE_EXAMPLES: &str = "\

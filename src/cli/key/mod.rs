@@ -96,7 +96,7 @@ impl KeyCommand {
                 let name = client.key_name(&key);
                 keys.unset_key_for_deletion(pb::UnsetKeyForDeletionRequest { name }).await?
             }
-            Self::Delete(delete) => keys.delete_key(delete.request(client)?).await?,
+            Self::Delete(delete) => keys.delete_key(delete.request(client).await?).await?,
             Self::Restore(Target { key, etag }) => {
                 keys.restore_key(pb::RestoreKeyRequest { name: client.key_name(&key), etag })
                     .await?

@@ -8,6 +8,8 @@ mod view;
 
 use clap::Subcommand;
 
+pub(super) use self::view::KindName;
+
 use self::{
     change::{Create, Update},
     view::RegistrationView,

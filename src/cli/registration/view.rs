@@ -137,7 +137,7 @@ pub(in crate::cli) enum KindName {
 }
 
 impl KindName {
-    pub(super) fn number(self) -> i32 {
+    pub(in crate::cli) fn number(self) -> i32 {
         let kind = match self {
             Self::CustomImage => Kind::CustomImage,
             Self::BootVolume => Kind::BootVolume,
@@ -148,7 +148,7 @@ impl KindName {
         kind.into()
     }
 
-    fn of(number: i32) -> Option<Self> {
+    pub(in crate::cli) fn of(number: i32) -> Option<Self> {
         match Kind::try_from(number).ok()? {
             Kind::Unspecified => None,
             Kind::CustomImage => Some(Self::CustomImage),
@@ -159,7 +159,7 @@ impl KindName {
         }
     }
 
-    fn words(self) -> &'static str {
+    pub(in crate::cli) fn words(self) -> &'static str {
         match self {
             Self::CustomImage => "custom image",
             Self::BootVolume => "boot volume",
