@@ -416,3 +416,37 @@ fn take_secret(bytes: Bytes) -> Secret {
 const PAGE_SIZE: i32 = 1000;
 /// In characters; the contract's limit.
 const LONGEST_FAILURE: usize = 240;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A service calls from tasks of its own.
+    #[tokio::test]
+    async fn every_call_can_be_made_from_any_task() {
+        fn of_any_task<T: Send>(_: &T) {}
+        let dir = tempfile::tempdir().unwrap();
+        let ca = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        std::fs::write(dir.path().join("a.pem"), ca.cert.pem()).unwrap();
+        std::fs::write(dir.path().join("a.key"), ca.signing_key.serialize_pem()).unwrap();
+        let config = ClientConfig {
+            endpoint: "https://127.0.0.1:9".into(),
+            instance: "default".into(),
+            ca: dir.path().join("a.pem"),
+            certificate: dir.path().join("a.pem"),
+            key: dir.path().join("a.key"),
+        };
+        let client = StorageClient::open(config, RetryPolicy::default()).unwrap();
+        let (context, event) = (DekContext::of("k", "crn:v1"), KeyEvent::default());
+        of_any_task(&client.generate(&context, 32, None));
+        of_any_task(&client.wrap(&context, &Secret::zeroed(32), None));
+        of_any_task(&client.unwrap(&context, &[]));
+        of_any_task(&client.rewrap(&context, &[]));
+        of_any_task(&client.register("k", Registration::default()));
+        of_any_task(&client.update(Registration::default(), &[]));
+        of_any_task(&client.unregister("n"));
+        of_any_task(&client.registrations("k", ""));
+        of_any_task(&client.acknowledge(&event, ""));
+        of_any_task(&client.events("").next());
+    }
+}

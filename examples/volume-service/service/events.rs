@@ -34,20 +34,23 @@ impl VolumeService {
             return Ok(vec![format!("event {} was dealt with already", event.id)]);
         }
         let done = match task(event) {
-            Task::Mark => mark(&mut metadata, &event.key),
-            Task::Clear => clear(&mut metadata, &event.key),
-            Task::Stop => self.stop_all(&mut metadata, &event.key).await?,
-            Task::Rewrap => self.rewrap_all(&mut metadata, &event.key, &event.resource).await?,
-            Task::Nothing => Vec::new(),
+            Task::Mark => Ok(mark(&mut metadata, &event.key)),
+            Task::Clear => Ok(clear(&mut metadata, &event.key)),
+            Task::Stop => self.stop_all(&mut metadata, &event.key),
+            Task::Rewrap => self.rewrap_all(&mut metadata, &event.key, &event.resource).await,
+            Task::Nothing => Ok(Vec::new()),
         };
-        metadata.state.last_event = event.id;
+        // What was done is kept, whatever became of the rest.
+        if done.is_ok() {
+            metadata.state.last_event = event.id;
+        }
         metadata.save()?;
-        Ok(done)
+        done
     }
 
     /// What the key protects is offline when this returns. One thing that cannot be
     /// stopped does not keep the others running.
-    async fn stop_all(&self, metadata: &mut Metadata, key: &str) -> Result<Vec<String>, Failure> {
+    fn stop_all(&self, metadata: &mut Metadata, key: &str) -> Result<Vec<String>, Failure> {
         let (mut done, mut failed) = (Vec::new(), Vec::new());
         for name in protected(metadata, key, "") {
             metadata.resource_mut(&name)?.mark = Some(Mark::KeyDeleted);
