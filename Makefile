@@ -20,7 +20,7 @@ run: build ## Serve on 127.0.0.1:8443 with everything in ./dev
 	target/debug/rootkeyd dev --dir ./dev
 
 test: ## Run all tests
-	@softhsm/setup.sh --test --python
+	@softhsm/setup.sh --test --python --boot
 	cargo build --locked --bins
 	cargo nextest run --locked
 

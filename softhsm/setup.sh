@@ -9,12 +9,14 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-Usage: softhsm/setup.sh [--lint] [--test] [--python] [--check]
+Usage: softhsm/setup.sh [--lint] [--test] [--python] [--boot] [--check]
 
 Installs what is missing to build and run rootkeyd and its demonstration.
   --lint    ask for rustfmt and clippy too
   --test    install cargo-nextest too
   --python  make .venv with tests/python/requirements.txt too
+  --boot    bring what boots a virtual server too: QEMU, and in target/boot a kernel
+            of Debian's and busybox
   --check   install nothing; say what is missing, and exit 1 if something is
 TEXT
 }
@@ -25,13 +27,14 @@ NEXTEST_VERSION=0.9.128
 
 main() {
     cd "$(dirname "$0")/.."
-    local lint='' test='' python=''
+    local lint='' test='' python='' boot=''
     check='' missing=0
     while [ $# -gt 0 ]; do
         case $1 in
             --lint) lint=yes ;;
             --test) test=yes ;;
             --python) python=yes ;;
+            --boot) boot=yes ;;
             --check) check=yes ;;
             -h | --help) usage && exit 0 ;;
             *) usage >&2 && fail "there is no option $1" ;;
@@ -42,6 +45,10 @@ main() {
     PATH=$PATH:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin
 
     system_packages "$python"
+    if [ -n "$boot" ]; then
+        virtual_machine
+        kernel_and_busybox
+    fi
     rust_toolchain "$lint"
     if [ -n "$test" ]; then nextest; fi
     if [ -n "$python" ]; then python_environment; fi
@@ -89,6 +96,92 @@ system_packages() { # PYTHON?
         --no-install-recommends --no-remove "${packages[@]}" >/dev/null ||
         fail "apt-get could not install ${packages[*]} without removing or replacing something; what it said is above"
     softhsm_is_here || fail "softhsm2 is installed, but libsofthsm2.so is not where it is looked for"
+}
+
+# QEMU that boots a virtual server, of the release that QEMU's tools are of: the
+# releases exclude each other, so the other one would take the tools away.
+virtual_machine() {
+    local packages=()
+    if ! all_in_path qemu-system-x86_64; then
+        absent "qemu-system-x86 (boots a virtual server)"
+        packages+=(qemu-system-x86)
+    fi
+    if ! all_in_path mkfs.ext4; then
+        absent "e2fsprogs (makes its file system)"
+        packages+=(e2fsprogs)
+    fi
+    if [ ${#packages[@]} -eq 0 ] || [ -n "$check" ]; then return; fi
+
+    say "installing ${packages[*]} (Debian packages)"
+    local options=() version
+    version=$(dpkg-query -W -f '${db:Status-Status} ${Version}\n' qemu-utils 2>/dev/null |
+        sed -n 's/^installed //p') || true
+    if [ "${packages[0]}" = qemu-system-x86 ] && [ -n "$version" ]; then
+        packages[0]=qemu-system-x86=$version
+        case $version in *~bpo*) backports ;; esac
+    fi
+    as_root apt-get "${options[@]}" update -qq ||
+        fail "apt-get update failed, so ${packages[*]} cannot be installed"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get "${options[@]}" install -y -qq \
+        -o DPkg::Lock::Timeout=300 --no-install-recommends --no-remove "${packages[@]}" >/dev/null ||
+        fail "apt-get could not install ${packages[*]} without removing or replacing something; what it said is above"
+}
+
+# QEMU's tools are of backports, and the machine may not be set up to use them any
+# more. Then they are asked for on the mirror that it uses, in lists of our own: nothing
+# else is upgraded by them, now or later.
+backports() { # sets options
+    local release mirror dir=$PWD/target/boot/apt
+    # shellcheck disable=SC1091 # not there for a checker
+    release=$(. /etc/os-release && printf '%s' "$VERSION_CODENAME")-backports
+    options=(-t "$release")
+    if apt-cache policy 2>/dev/null | grep -q "n=$release"; then return; fi
+    # shellcheck disable=SC2016 # apt's own
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: '"${release%-backports}" |
+        head -n 1) || true
+    if [ -z "$mirror" ]; then fail "qemu-utils here is of $release, and no mirror of Debian is set up"; fi
+    mkdir -p "$dir/lists/partial"
+    printf 'deb %s %s main\n' "$mirror" "${release%-backports}" "$mirror" "$release" >"$dir/sources.list"
+    options+=(-o "Dir::Etc::sourcelist=$dir/sources.list" -o Dir::Etc::sourceparts=-
+        -o "Dir::State::lists=$dir/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=)
+}
+
+# Two files out of their packages: to install a kernel would make an initrd and a boot
+# entry on this machine, and nothing of it is wanted.
+kernel_and_busybox() {
+    local dir=target/boot work package
+    if [ -s "$dir/vmlinuz" ] && [ -x "$dir/busybox" ]; then return; fi
+    absent "$dir/vmlinuz and $dir/busybox"
+    if [ -n "$check" ]; then return; fi
+    [ "$(dpkg --print-architecture)" = amd64 ] || fail "the virtual server is of amd64, and this is not"
+    say "downloading a kernel of Debian's and busybox to $dir"
+    mkdir -p "$dir"
+    work=$(mktemp -d "$dir/debs.XXXXXX")
+    package=$(cloud_kernel)
+    if [ -z "$package" ]; then
+        as_root apt-get update -qq || fail "apt-get update failed, so no kernel can be downloaded"
+        package=$(cloud_kernel)
+    fi
+    # A list that is old names packages that are gone.
+    if ! download "$work" "$package" 2>/dev/null; then
+        as_root apt-get update -qq || fail "apt-get update failed, so no kernel can be downloaded"
+        package=$(cloud_kernel)
+        download "$work" "$package" || fail "$package and busybox-static could not be downloaded"
+    fi
+    dpkg-deb --fsys-tarfile "$work"/linux-image-*.deb | tar -x -C "$work" --wildcards './boot/vmlinuz-*'
+    dpkg-deb --fsys-tarfile "$work"/busybox-static_*.deb | tar -x -C "$work" ./bin/busybox
+    mv "$work"/boot/vmlinuz-* "$dir/vmlinuz"
+    mv "$work/bin/busybox" "$dir/busybox"
+    rm -rf "$work"
+}
+
+# linux-image-cloud-amd64 has no files: it names the newest kernel.
+cloud_kernel() {
+    apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: *\(linux-image-[^ ]*\)$/\1/p' | head -n 1
+}
+
+download() { # FOLDER PACKAGE
+    (cd "$1" && apt-get -qq -o APT::Sandbox::User=root download "$2" busybox-static)
 }
 
 # The compiler is the user's choice (rustup, Debian, …), so it is only looked at.

@@ -1,9 +1,15 @@
-//! A connection to the daemon: `client.toml`, mutual TLS, and one typed client
-//! for each service.
+//! How to talk to the daemon: `client.toml`, mutual TLS, and one typed client for
+//! each service ([`Client`], which retries nothing). For services that have resources
+//! encrypted: [`StorageClient`], with deadlines, retries, certificate reload and events.
 //!
-//! It does not decide what to call, and it retries nothing.
+//! It does not decide what to call.
 
+mod events;
 mod refusal;
+mod reload;
+mod retry;
+mod storage;
+mod why;
 
 use std::{
     fs, io,
@@ -19,7 +25,13 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-pub use self::refusal::{Chain, Refusal};
+pub use self::{
+    events::KeyEvents,
+    refusal::{Chain, Refusal},
+    retry::{Failed, Repeat, RetryPolicy},
+    storage::{DekContext, NewDek, Rewrapped, StorageClient, Unwrapped, WrappedDek},
+    why::KeyRefusal,
+};
 use crate::api::pb::{
     admin_service_client::AdminServiceClient, audit_service_client::AuditServiceClient,
     crypto_service_client::CryptoServiceClient, import_service_client::ImportServiceClient,
@@ -27,6 +39,12 @@ use crate::api::pb::{
     key_service_client::KeyServiceClient, policy_service_client::PolicyServiceClient,
     registration_service_client::RegistrationServiceClient,
     resource_service_client::ResourceServiceClient,
+};
+pub use crate::{
+    api::pb::{
+        KeyEvent, Registration, key_event::Type as KeyEventType, registration::Kind as ResourceKind,
+    },
+    secret::Secret,
 };
 
 /// Where the daemon is, which instance is meant, and as whom to connect.
@@ -106,26 +124,15 @@ impl Client {
     /// # Errors
     /// If a PEM file cannot be read, or the daemon not reached within 5 s.
     pub async fn connect(config: &ClientConfig, timeout: Duration) -> Result<Self, ClientError> {
-        let ClientConfig { endpoint, instance, ca, certificate, key } = config;
-        if !endpoint.starts_with("https://") {
-            return Err(ClientError::NotHttps { endpoint: endpoint.clone() });
-        }
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(read_pem(ca)?))
-            .identity(Identity::from_pem(read_pem(certificate)?, read_pem(key)?));
-        let invalid = |source| ClientError::Invalid { endpoint: endpoint.clone(), source };
-        let channel = Endpoint::from_shared(endpoint.clone())
-            .map_err(invalid)?
-            .user_agent(concat!("rootkeyctl/", env!("CARGO_PKG_VERSION")))
-            .map_err(invalid)?
-            .tls_config(tls)
-            .map_err(invalid)?
-            .connect_timeout(CONNECT_TIMEOUT)
+        let channel = endpoint(config, concat!("rootkeyctl/", env!("CARGO_PKG_VERSION")))?
             .connect()
             .await
-            .map_err(|source| ClientError::Unreachable { endpoint: endpoint.clone(), source })?;
+            .map_err(|source| {
+                let endpoint = config.endpoint.clone();
+                ClientError::Unreachable { endpoint, source }
+            })?;
         let transport = InterceptedService::new(channel, Deadline(timeout));
-        Ok(Self { transport, instance: instance.clone() })
+        Ok(Self { transport, instance: config.instance.clone() })
     }
 
     /// Wraps and unwraps.
@@ -212,6 +219,25 @@ impl Client {
     pub fn import_token_name(&self) -> String {
         format!("{}/importToken", self.parent())
     }
+}
+
+/// By mutual TLS; nothing is connected yet.
+fn endpoint(config: &ClientConfig, user_agent: &str) -> Result<Endpoint, ClientError> {
+    let ClientConfig { endpoint, instance: _, ca, certificate, key } = config;
+    if !endpoint.starts_with("https://") {
+        return Err(ClientError::NotHttps { endpoint: endpoint.clone() });
+    }
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(read_pem(ca)?))
+        .identity(Identity::from_pem(read_pem(certificate)?, read_pem(key)?));
+    let invalid = |source| ClientError::Invalid { endpoint: endpoint.clone(), source };
+    let made = Endpoint::from_shared(endpoint.clone())
+        .map_err(invalid)?
+        .user_agent(user_agent)
+        .map_err(invalid)?
+        .tls_config(tls)
+        .map_err(invalid)?;
+    Ok(made.connect_timeout(CONNECT_TIMEOUT))
 }
 
 /// The name of an instance that is given by its last part or a full name.
