@@ -615,6 +615,7 @@ fn key(setting: Setting) -> Key {
         created_by: "spiffe://td/ada".into(),
         updated: None,
         rotated: None,
+        told: None,
         rotation: rotation_days.map(|days| RotationPeriod::from_days(days).unwrap()),
         dual_auth,
         authorization: None,

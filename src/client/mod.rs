@@ -34,9 +34,10 @@ pub use self::{
 };
 use crate::api::pb::{
     admin_service_client::AdminServiceClient, audit_service_client::AuditServiceClient,
-    crypto_service_client::CryptoServiceClient, import_service_client::ImportServiceClient,
-    instance_service_client::InstanceServiceClient, key_ring_service_client::KeyRingServiceClient,
-    key_service_client::KeyServiceClient, policy_service_client::PolicyServiceClient,
+    crypto_service_client::CryptoServiceClient, event_service_client::EventServiceClient,
+    import_service_client::ImportServiceClient, instance_service_client::InstanceServiceClient,
+    key_ring_service_client::KeyRingServiceClient, key_service_client::KeyServiceClient,
+    policy_service_client::PolicyServiceClient,
     registration_service_client::RegistrationServiceClient,
     resource_service_client::ResourceServiceClient,
 };
@@ -115,6 +116,8 @@ pub fn default_instance() -> String {
 #[derive(Clone, Debug)]
 pub struct Client {
     transport: Transport,
+    /// Without a time limit, for what has no end.
+    unlimited: Transport,
     instance: String,
 }
 
@@ -131,8 +134,9 @@ impl Client {
                 let endpoint = config.endpoint.clone();
                 ClientError::Unreachable { endpoint, source }
             })?;
-        let transport = InterceptedService::new(channel, Deadline(timeout));
-        Ok(Self { transport, instance: config.instance.clone() })
+        let transport = InterceptedService::new(channel.clone(), Deadline(Some(timeout)));
+        let unlimited = InterceptedService::new(channel, Deadline(None));
+        Ok(Self { transport, unlimited, instance: config.instance.clone() })
     }
 
     /// Wraps and unwraps.
@@ -179,6 +183,16 @@ impl Client {
     pub fn instances(&self) -> InstanceServiceClient<Transport> {
         InstanceServiceClient::new(self.transport.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// What services are told of keys, and rewrap campaigns.
+    pub fn events(&self) -> EventServiceClient<Transport> {
+        EventServiceClient::new(self.transport.clone())
+    }
+
+    /// The same, to watch for as long as the daemon goes on.
+    pub fn event_stream(&self) -> EventServiceClient<Transport> {
+        EventServiceClient::new(self.unlimited.clone())
     }
 
     /// The audit log.
@@ -255,11 +269,13 @@ pub type Transport = InterceptedService<Channel, Deadline>;
 /// Gives every request the time it has: to the daemon by `grpc-timeout`, and to
 /// the channel, which gives up by itself.
 #[derive(Clone, Copy, Debug)]
-pub struct Deadline(Duration);
+pub struct Deadline(Option<Duration>);
 
 impl Interceptor for Deadline {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.set_timeout(self.0);
+        if let Some(limit) = self.0 {
+            request.set_timeout(limit);
+        }
         Ok(request)
     }
 }
@@ -373,8 +389,9 @@ mod tests {
     #[tokio::test]
     async fn names_are_made_whole_and_full_names_taken_as_they_are() {
         let channel = Endpoint::from_static("https://127.0.0.1:9").connect_lazy();
-        let transport = InterceptedService::new(channel, Deadline(CONNECT_TIMEOUT));
-        let client = Client { transport, instance: "prod".to_owned() };
+        let transport = InterceptedService::new(channel, Deadline(Some(CONNECT_TIMEOUT)));
+        let unlimited = transport.clone();
+        let client = Client { transport, unlimited, instance: "prod".to_owned() };
         assert_eq!(client.key_name("block"), "instances/prod/keys/block");
         assert_eq!(client.key_name("instances/a/keys/k"), "instances/a/keys/k");
         assert_eq!(client.ring_name("payments"), "instances/prod/keyRings/payments");

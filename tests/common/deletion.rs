@@ -26,7 +26,7 @@ pub async fn unset_for_deletion(client: &Client, key: &str) -> Result<pb::Key, R
 }
 
 pub async fn delete(client: &Client, key: &str, force: bool) -> Result<pb::Key, Refusal> {
-    let request = pb::DeleteKeyRequest { name: key.into(), etag: String::new(), force };
+    let request = pb::DeleteKeyRequest { name: key.into(), force, ..Default::default() };
     let deleted = client.keys.clone().delete_key(request).await;
     deleted.map(tonic::Response::into_inner).map_err(refusal)
 }
