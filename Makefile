@@ -30,6 +30,8 @@ bench: ## Measure; leaves target/bench/latest.json
 	@mkdir -p target/bench
 	@python3 benches/collect.py > target/bench/latest.json.new
 	@mv target/bench/latest.json.new target/bench/latest.json
+	@.venv/bin/python benches/many_registrations.py --daemon target/release/rootkeyd \
+		--json target/bench/registrations.json
 	@echo "the figures are in target/bench/latest.json"
 
 lint: ## Check format, lints and documentation
