@@ -6,6 +6,7 @@
 //! `serve` calls it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail")]
+#![expect(clippy::print_stdout, reason = "how long each chapter took")]
 
 mod common;
 #[path = "../examples/volume-service/service/mod.rs"]

@@ -5,6 +5,8 @@
 //!
 //! Here is what can be typed; `service/` does it.
 
+#![expect(clippy::print_stdout, reason = "a program with a command line")]
+
 #[allow(dead_code, reason = "tests use more of it")]
 mod service;
 

@@ -114,14 +114,16 @@ impl KeyEventKind {
     /// What a change from `old` to `new` is, if services are to be told of it.
     pub fn of(old: &Key, new: &Key) -> Option<Self> {
         let (before, after) = (&old.history, &new.history);
-        let some = |kind, holds: bool| holds.then_some(kind);
-        some(Self::Delete, before.destroyed.is_none() && after.destroyed.is_some())
-            .or(some(Self::Restore, before.destroyed.is_some() && after.destroyed.is_none()))
-            .or(some(Self::Disable, before.suspended.is_none() && after.suspended.is_some()))
-            .or(some(Self::Enable, before.suspended.is_some() && after.suspended.is_none()))
-            .or(some(Self::Rotate, new.versions.len() > old.versions.len()))
-            .or(some(Self::Expire, after.expiry_noted && !before.expiry_noted))
-            .or(some(Self::Sync, new.told != old.told))
+        let cases = [
+            (Self::Delete, before.destroyed.is_none() && after.destroyed.is_some()),
+            (Self::Restore, before.destroyed.is_some() && after.destroyed.is_none()),
+            (Self::Disable, before.suspended.is_none() && after.suspended.is_some()),
+            (Self::Enable, before.suspended.is_some() && after.suspended.is_none()),
+            (Self::Rotate, new.versions.len() > old.versions.len()),
+            (Self::Expire, after.expiry_noted && !before.expiry_noted),
+            (Self::Sync, new.told != old.told),
+        ];
+        cases.into_iter().find(|(_, holds)| *holds).map(|(kind, _)| kind)
     }
 }
 

@@ -58,9 +58,9 @@ impl VolumeService {
         // A server ends when any of its volumes is of the key.
         for name in metadata.state.servers.keys().cloned().collect::<Vec<_>>() {
             let boot_volume = metadata.server(&name)?.boot_volume.clone();
-            let volumes = metadata.attached(&name).into_iter().chain([boot_volume]);
+            let mut volumes = metadata.attached(&name).into_iter().chain([boot_volume]);
             let deleted = |volume: String| metadata.resource(&volume).is_ok_and(|it| it.key == key);
-            if volumes.map(deleted).any(|deleted| deleted) && self.runs(&name) {
+            if volumes.any(deleted) && self.runs(&name) {
                 match self.power_off(metadata, &name) {
                     Ok(()) => done.push(format!("server {name} is stopped")),
                     Err(error) => failed.push(format!("{name} ({error})")),

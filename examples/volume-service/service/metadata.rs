@@ -142,7 +142,7 @@ impl Metadata {
             new.write_all(&text)?;
             new.sync_all()?;
             fs::rename(&temporary, &self.path)?;
-            File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+            File::open(self.path.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()
         };
         write().map_err(file(&self.path))
     }
