@@ -266,6 +266,78 @@ async fn kill_9_under_load_loses_no_acknowledged_key_or_state() {
     assert!(verified.records >= events.len() as u64);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_in_a_purge_leaves_the_key_whole_or_gone_and_the_purge_is_finished() {
+    let mut daemon = Daemon::start();
+    let mut dice = Dice(11);
+    let mut cut_short = 0;
+    for round in 0..12 {
+        daemon.set_clock(&format!("+{}h", 6 * round));
+        let mut admin = daemon.client("admin").await;
+        let mut keys = Vec::new();
+        for _ in 0..3 {
+            let key = admin.create("to be purged").await.name;
+            admin.rotate(&key).await.unwrap();
+            admin.delete(&key).await.unwrap();
+            keys.push(key);
+        }
+        daemon.set_clock(&format!("+{}h", 6 * round + 5));
+        let purger = daemon.client("key-purge").await;
+        let purges: Vec<_> =
+            keys.iter().map(|key| tokio::spawn(purge(purger.clone(), key.clone()))).collect();
+        tokio::time::sleep(Duration::from_micros(dice.roll(25_000))).await;
+        daemon.kill();
+        let mut acknowledged = Vec::new();
+        for (key, purge) in keys.iter().zip(purges) {
+            match purge.await.unwrap() {
+                Ok(()) => acknowledged.push(key.clone()),
+                Err(status) => gone(&status),
+            }
+        }
+        daemon.start_again();
+        let mut admin = daemon.client("admin").await;
+        for key in &keys {
+            match admin.get(key).await {
+                // The point of no return was not passed: nothing is missing.
+                Ok(whole) => {
+                    assert!(!acknowledged.contains(key));
+                    assert_eq!(whole.state(), State::Destroyed);
+                    purge(daemon.client("key-purge").await, key.clone()).await.unwrap();
+                }
+                Err(refused) => {
+                    assert_eq!(refused.reason, "KEY_NOT_FOUND");
+                    cut_short += usize::from(!acknowledged.contains(key));
+                }
+            }
+        }
+        let finished = async || {
+            let status = admin.admin.get_hsm_status(pb::GetHsmStatusRequest {}).await.unwrap();
+            let status = status.into_inner();
+            let events = admin.audit_events().await;
+            let recorded = |key: &String| {
+                let purge = |it: &pb::AuditEvent| it.action == "kms.secrets.purge";
+                let done = |it: &pb::AuditEvent| it.reason.is_empty() && it.subject == *key;
+                events.iter().any(|event| purge(event) && done(event))
+            };
+            (status.objects, status.orphans, status.missing) == (0, 0, 0)
+                && keys.iter().all(recorded)
+        };
+        daemon.until("every purge is finished", finished).await;
+    }
+    // Or it would have shown nothing.
+    assert!(cut_short > 0, "no purge was cut short");
+    daemon.stop().await;
+    let store = rusqlite::Connection::open(daemon.dir.join("state/store.sqlite")).unwrap();
+    let count = |sql: &str| store.query_row(sql, [], |row| row.get::<_, u64>(0)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM tombstones"), 36);
+    assert_eq!(count("SELECT count(*) FROM keys"), 0);
+    assert_eq!(count("SELECT count(*) FROM intents"), 0);
+}
+
+async fn purge(mut client: Client, name: String) -> Result<(), Status> {
+    client.keys.purge_key(pb::PurgeKeyRequest { name }).await.map(drop)
+}
+
 /// HSM and store agree once everything is undone that was not finished.
 async fn agree(daemon: &Daemon, admin: &Client) {
     daemon

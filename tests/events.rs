@@ -220,7 +220,7 @@ async fn acknowledgements_are_recorded_and_those_that_are_late_too() {
     assert!(given.details.contains_key("old_key_version"));
 
     daemon.set_clock("+3h 59m");
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    common::tick(&daemon, &admin).await;
     let late = |events: &[pb::AuditEvent]| {
         events.iter().filter(|it| it.details.get("reason_code").is_some_and(|c| c == "408")).count()
     };
@@ -228,7 +228,7 @@ async fn acknowledgements_are_recorded_and_those_that_are_late_too() {
     daemon.set_clock("+4h 1m");
     let found = async || late(&acknowledgements(&mut daemon.client("admin").await).await) == 1;
     daemon.until("the overdue acknowledgement is recorded", found).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    common::tick(&daemon, &admin).await;
     assert_eq!(late(&acknowledgements(&mut admin).await), 1, "once");
     // It can still be given.
     assert!(file.acknowledge(&event).await.unwrap());
@@ -300,7 +300,7 @@ async fn a_campaign_brings_every_resource_to_the_new_version_over_a_pause_and_ki
                 let paused = campaigns.pause_rewrap_campaign(pause).await.unwrap().into_inner();
                 assert_eq!(paused.state(), CampaignState::Paused);
                 let handed = paused.requested;
-                tokio::time::sleep(Duration::from_secs(2)).await;
+                common::tick(&daemon, &admin).await;
                 let get = pb::GetRewrapCampaignRequest { name: name.clone() };
                 let still = campaigns.get_rewrap_campaign(get).await.unwrap().into_inner();
                 assert_eq!(still.requested, handed, "a pause holds it");

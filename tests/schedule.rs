@@ -33,21 +33,6 @@ async fn until_versions(daemon: &Daemon, client: &Client, key: &str, number: usi
     daemon.until("the key is rotated", reached).await;
 }
 
-/// Waits until the scheduler has looked at all that is due: a key that expires now is
-/// due last.
-async fn tick(daemon: &Daemon, client: &Client) {
-    let mut client = client.clone();
-    let now = client.create("now").await.create_time.unwrap();
-    let expires = pb::Key {
-        display_name: "soon".into(),
-        expire_time: Some(Timestamp { seconds: now.seconds + 2, ..now }),
-        ..Default::default()
-    };
-    let key = client.create_key(expires).await.unwrap().name;
-    let noted = async || !events(&mut client, "kms.secrets.expire", &key).await.is_empty();
-    daemon.until("the expiration is noted", noted).await;
-}
-
 async fn events(client: &mut Client, action: &str, subject: &str) -> Vec<pb::AuditEvent> {
     let mut events = client.audit_events().await;
     events.retain(|event| event.action == action && event.subject == subject);
@@ -65,13 +50,13 @@ async fn a_key_is_rotated_by_its_policy_when_its_time_comes_and_by_hand_begins_a
     let wrapped = client.wrap(&key, b"dek", &[]).await.unwrap();
     client.disable(&suspended).await.unwrap();
     daemon.set_clock("+719h");
-    tick(&daemon, &client).await;
+    common::tick(&daemon, &client).await;
     assert_eq!(versions(&mut client, &key).await, 1);
     client.rotate(&by_hand).await.unwrap();
 
     daemon.set_clock("+721h");
     until_versions(&daemon, &client, &key, 2).await;
-    tick(&daemon, &client).await;
+    common::tick(&daemon, &client).await;
     let all = [&key, &by_hand, &suspended, &plain];
     let mut numbers = Vec::new();
     for name in all {
@@ -89,20 +74,20 @@ async fn a_key_is_rotated_by_its_policy_when_its_time_comes_and_by_hand_begins_a
 
     // 720 hours from the rotation by hand, and from that by the policy.
     daemon.set_clock("+1438h");
-    tick(&daemon, &client).await;
+    common::tick(&daemon, &client).await;
     assert_eq!(versions(&mut client, &by_hand).await, 2);
     daemon.set_clock("+1440h");
     until_versions(&daemon, &client, &by_hand, 3).await;
-    tick(&daemon, &client).await;
+    common::tick(&daemon, &client).await;
     assert_eq!(versions(&mut client, &key).await, 2);
     daemon.set_clock("+1442h");
     until_versions(&daemon, &client, &key, 3).await;
-    tick(&daemon, &client).await;
+    common::tick(&daemon, &client).await;
     assert_eq!(versions(&mut client, &suspended).await, 1);
     // What it missed it is given once, when it is enabled.
     client.enable(&suspended).await.unwrap();
     until_versions(&daemon, &client, &suspended, 2).await;
-    tick(&daemon, &client).await;
+    common::tick(&daemon, &client).await;
     assert_eq!(versions(&mut client, &suspended).await, 2);
 }
 
@@ -116,10 +101,10 @@ async fn after_100_days_of_down_time_a_key_is_rotated_once() {
     daemon.start_again();
     let mut client = daemon.client("admin").await;
     until_versions(&daemon, &client, &key, 2).await;
-    tick(&daemon, &client).await;
+    common::tick(&daemon, &client).await;
     assert_eq!(versions(&mut client, &key).await, 2);
     daemon.set_clock("+3119h");
-    tick(&daemon, &client).await;
+    common::tick(&daemon, &client).await;
     assert_eq!(versions(&mut client, &key).await, 2);
     daemon.set_clock("+3121h");
     until_versions(&daemon, &client, &key, 3).await;
@@ -270,7 +255,7 @@ async fn a_date_that_is_a_year_ahead_and_comes_back_purges_nothing_and_closes_no
     assert_eq!(admin.unwrap(&live, &wrapped, &[]).await.unwrap().dek, &b"dek"[..]);
 
     daemon.set_clock("+40s");
-    tick(&daemon, &admin).await;
+    common::tick(&daemon, &admin).await;
     assert_eq!(admin.restore(&deleted[1]).await.unwrap().state(), State::Active);
     // More than four hours by the date alone; and then by both clocks.
     daemon.set_clock("+50s wall +5h");

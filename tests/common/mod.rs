@@ -456,6 +456,24 @@ impl Client {
     }
 }
 
+/// Waits until the scheduler has looked at all that is due: a key that expires soon
+/// has its expiration recorded.
+pub async fn tick(daemon: &Daemon, client: &Client) {
+    let mut client = client.clone();
+    let now = client.create("now").await.create_time.unwrap();
+    let expires = pb::Key {
+        display_name: "soon".into(),
+        expire_time: Some(prost_types::Timestamp { seconds: now.seconds + 2, ..now }),
+        ..Default::default()
+    };
+    let key = client.create_key(expires).await.unwrap().name;
+    let noted = async || {
+        let events = client.audit_events().await;
+        events.iter().any(|it| it.action == "kms.secrets.expire" && it.subject == key)
+    };
+    daemon.until("the expiration is noted", noted).await;
+}
+
 pub fn unwrap_request(key: &str, wrapped: &[u8], aad: &[&[u8]]) -> pb::UnwrapDekRequest {
     let (key, wrapped_dek) = (key.into(), wrapped.to_vec());
     pb::UnwrapDekRequest { key, wrapped_dek, aad: items(aad), resource: String::new() }
