@@ -2,8 +2,8 @@
 //! key, and a service whose authorization is removed, by doing the thing with real LUKS
 //! volumes and a virtual server that boots from one.
 //!
-//! The storage service is `examples/volume-service`. Its event handler is called as its
-//! `serve` calls it.
+//! The storage service is `examples/volume-service`. It watches the events of the key and
+//! answers them, as its `serve` does.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail")]
 #![expect(clippy::print_stdout, reason = "how long each chapter took")]
@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 
 use common::{Client, Daemon, refusal};
 use rootkeyd::api::pb;
-use rootkeyd::client::{ClientConfig, KeyEvent, KeyEventType, RetryPolicy, Secret, StorageClient};
+use rootkeyd::client::{
+    ClientConfig, DekContext, KeyEventType, KeyEvents, RetryPolicy, Secret, StorageClient,
+};
 use service::failure::Failure;
 use service::luks::Extent;
 use service::metadata::Kind;
@@ -46,8 +48,9 @@ async fn encrypted_resources_follow_their_root_key() {
     story.after_restoring_the_data_is_intact().await;
     story.rotate_and_rewrap().await;
 
-    story.remove_the_authorization().await;
+    let config = story.remove_the_authorization().await;
     story.without_authorization_what_runs_goes_on_and_nothing_begins().await;
+    story.what_is_deleted_meanwhile_stays_registered(&config).await;
 }
 
 struct Story {
@@ -56,7 +59,7 @@ struct Story {
     service: VolumeService,
     /// Full name of the root key.
     key: String,
-    events: u64,
+    events: KeyEvents,
     began: Instant,
 }
 
@@ -76,7 +79,8 @@ impl Story {
         let key = admin.get("instances/default/keys/volumes").await.unwrap();
         assert!(key.imported);
         let service = open(&daemon);
-        Self { daemon, admin, service, key: key.name, events: 0, began: Instant::now() }
+        let (key, events) = (key.name, service.rootkeyd.events(""));
+        Self { daemon, admin, service, key, events, began: Instant::now() }
     }
 
     async fn provision(&mut self) {
@@ -122,7 +126,7 @@ impl Story {
     async fn nothing_is_on_disk_in_the_clear(&mut self) {
         self.chapter("no data and no passphrase is on disk, or in an argument");
         let resource = self.service.lock().unwrap().resource("data").unwrap().clone();
-        let context = rootkeyd::client::DekContext::of(&resource.key, &resource.crn);
+        let context = DekContext::of(&resource.key, &resource.crn);
         let wrapped = hex::decode(&resource.wrapped_dek).unwrap();
         let dek: Secret = self.service.rootkeyd.unwrap(&context, &wrapped).await.unwrap().dek;
         let raw = dek.expose().to_vec();
@@ -171,8 +175,8 @@ impl Story {
         self.the_server_works("web").await;
         for name in ["data", "share"] {
             self.service.read(name, at_start(0xa5)).unwrap();
-            self.service.write(name, after(0x5a)).unwrap();
-            self.service.read(name, after(0x5a)).unwrap();
+            self.service.write(name, after_start(0x5a)).unwrap();
+            self.service.read(name, after_start(0x5a)).unwrap();
         }
     }
 
@@ -226,7 +230,7 @@ impl Story {
         service.start("web").await.unwrap();
         let printed = service.machine("web").printed();
         assert!(printed.contains("up, boot 2"), "its root is as it was: {printed}");
-        service.read("data", after(0x5a)).unwrap();
+        service.read("data", after_start(0x5a)).unwrap();
         // The image makes another server; to that the stand-alone volume is attached.
         service.provision_from_image("root-2", "volumes", "base").await.unwrap();
         service.create_server("spare", "root-2").await.unwrap();
@@ -239,8 +243,8 @@ impl Story {
         // The share: mount targets, reading, writing.
         service.unmount("share").unwrap();
         service.mount("share").await.unwrap();
-        service.read("share", after(0x5a)).unwrap();
-        service.write("share", after(0x5b)).unwrap();
+        service.read("share", after_start(0x5a)).unwrap();
+        service.write("share", after_start(0x5b)).unwrap();
     }
 
     // --- table 3: deleted ----------------------------------------------------
@@ -324,9 +328,9 @@ impl Story {
         let printed = service.machine("web").printed();
         assert!(printed.contains("up, boot 3"), "its root is as it was: {printed}");
         assert!(printed.contains("/dev/nvme0n2 a5a5a5a5"), "{printed}");
-        service.read("data", after(0x5a)).unwrap();
+        service.read("data", after_start(0x5a)).unwrap();
         service.mount("share").await.unwrap();
-        service.read("share", after(0x5b)).unwrap();
+        service.read("share", after_start(0x5b)).unwrap();
         service.detach("alone").await.unwrap();
         service.attach("alone", "spare").await.unwrap();
         service.read("alone", at_start(0xa5)).unwrap();
@@ -356,16 +360,19 @@ impl Story {
 
     // --- authorization removed -----------------------------------------------
 
-    async fn remove_the_authorization(&mut self) {
+    async fn remove_the_authorization(&mut self) -> String {
         self.chapter("the service's authorization is removed");
-        self.daemon.stop().await;
         let path = self.daemon.dir.join("rootkeyd.toml");
         let config = fs::read_to_string(&path).unwrap();
-        let marks = config.matches("# tls/block-storage.pem").count();
-        assert_eq!(marks, 1, "{config}");
         let (before, rest) = config.split_once("# tls/block-storage.pem").unwrap();
         let (_, after) = rest.split_once("\n# tls/").unwrap();
-        fs::write(&path, format!("{before}# tls/{after}")).unwrap();
+        self.start_again_with(&format!("{before}# tls/{after}")).await;
+        config
+    }
+
+    async fn start_again_with(&mut self, config: &str) {
+        self.daemon.stop().await;
+        fs::write(self.daemon.dir.join("rootkeyd.toml"), config).unwrap();
         self.daemon.start_again();
         self.service = open(&self.daemon);
     }
@@ -373,8 +380,8 @@ impl Story {
     async fn without_authorization_what_runs_goes_on_and_nothing_begins(&mut self) {
         let service = &self.service;
         self.the_server_works("web").await;
-        service.read("data", after(0x5a)).unwrap();
-        service.read("share", after(0x5b)).unwrap();
+        service.read("data", after_start(0x5a)).unwrap();
+        service.read("share", after_start(0x5b)).unwrap();
         refused(service.attach("alone", "spare").await, DENIED);
         refused(service.restore("new", "snap").await, DENIED);
         refused(service.provision_from_image("new", "volumes", "base").await, DENIED);
@@ -393,24 +400,37 @@ impl Story {
         ]);
     }
 
+    /// What the seed warns of: the key stays registered with a resource that is gone,
+    /// until the authorization is back.
+    async fn what_is_deleted_meanwhile_stays_registered(&mut self, config: &str) {
+        refused(self.service.delete("restored").await, DENIED);
+        assert!(!self.service.blocks("restored").exists());
+        self.chapter("the authorization is back");
+        self.start_again_with(config).await;
+        let before = self.left_behind().await;
+        self.service.delete("restored").await.unwrap();
+        let after = self.left_behind().await;
+        assert_eq!((after.0, after.1), (before.0 - 1, before.1 - 1));
+        self.service.mount("share").await.unwrap();
+        self.service.read("share", after_start(0x5b)).unwrap();
+    }
+
     // --- how it is told ------------------------------------------------------
 
     fn chapter(&self, title: &str) {
-        println!("{:5.1} s  {title}", self.began.elapsed().as_secs_f32());
+        eprintln!("{:5.1} s  {title}", self.began.elapsed().as_secs_f32());
     }
 
-    /// Has the service do what the daemon's event asks; and nothing, when it comes twice.
+    /// The daemon tells the service what happened, the service does what it asks; and
+    /// nothing, when it comes twice.
     async fn event(&mut self, kind: KeyEventType) -> Vec<String> {
-        self.events += 1;
-        let event = KeyEvent {
-            id: self.events,
-            key: self.key.clone(),
-            r#type: kind.into(),
-            ..KeyEvent::default()
-        };
-        let done = self.service.handle(&event).await.unwrap();
-        let again = self.service.handle(&event).await.unwrap();
+        let event = tokio::time::timeout(Duration::from_secs(60), self.events.next()).await;
+        let event = event.expect("an event in time").unwrap();
+        assert_eq!((event.r#type(), &event.key), (kind, &self.key));
+        let done = self.service.answer(&event).await.unwrap();
+        let again = self.service.answer(&event).await.unwrap();
         assert!(again[0].ends_with("was dealt with already"), "{again:?}");
+        assert!(self.service.rootkeyd.acknowledge(&event, "").await.unwrap(), "all have");
         done
     }
 
@@ -493,7 +513,7 @@ fn at_start(pattern: u8) -> Extent {
     Extent { pattern, offset: 0, length: 65536 }
 }
 
-fn after(pattern: u8) -> Extent {
+fn after_start(pattern: u8) -> Extent {
     Extent { pattern, offset: 65536, length: 65536 }
 }
 

@@ -5,9 +5,8 @@
 //!
 //! Here is what can be typed; `service/` does it.
 
-#![expect(clippy::print_stdout, reason = "a program with a command line")]
+#![expect(clippy::print_stdout, reason = "what was asked for is printed")]
 
-#[allow(dead_code, reason = "tests use more of it")]
 mod service;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -251,17 +250,10 @@ async fn serve(service: &VolumeService) -> Result<(), Failure> {
             _ = tokio::signal::ctrl_c() => return Ok(()),
         };
         println!("event {}: {} of {}", event.id, event.r#type().as_str_name(), event.key);
-        let failure = match service.handle(&event).await {
-            Ok(done) => {
-                done.iter().for_each(|line| println!("  {line}"));
-                String::new()
-            }
-            Err(failure) => {
-                eprintln!("  {failure}");
-                failure.to_string()
-            }
-        };
-        service.rootkeyd.acknowledge(&event, &failure).await?;
+        match service.answer(&event).await {
+            Ok(done) => done.iter().for_each(|line| println!("  {line}")),
+            Err(failure) => eprintln!("  {failure}"),
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the service does when something happened to a root key. `serve` and the tests
-//! call the one function here; whether an event is acknowledged is its caller's.
+//! call the one function `answer`.
 //!
 //! An event that comes twice does nothing the second time.
 
@@ -27,8 +27,16 @@ enum Task {
 }
 
 impl VolumeService {
-    /// Does what the event asks; returns what it did, in sentences.
-    pub(crate) async fn handle(&self, event: &KeyEvent) -> Result<Vec<String>, Failure> {
+    /// Does what the event asks, and says at rootkeyd that it did, or why it could not.
+    /// Returns what it did, in sentences.
+    pub(crate) async fn answer(&self, event: &KeyEvent) -> Result<Vec<String>, Failure> {
+        let done = self.handle(event).await;
+        let failure = done.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        self.rootkeyd.acknowledge(event, &failure).await?;
+        done
+    }
+
+    async fn handle(&self, event: &KeyEvent) -> Result<Vec<String>, Failure> {
         let mut metadata = self.lock()?;
         if event.id <= metadata.state.last_event {
             return Ok(vec![format!("event {} was dealt with already", event.id)]);

@@ -333,17 +333,12 @@ impl VolumeService {
             mark: None,
         };
         let wanted = registration(&resource);
-        let new =
-            self.rootkeyd.generate(&context(&resource), DEK_BYTES, Some(wanted.clone())).await?;
+        let new = self.rootkeyd.generate(&context(&resource), DEK_BYTES, Some(wanted)).await?;
         resource.wrapped_dek = to_hex(&new.wrapped.bytes);
         resource.key_version = new.wrapped.key_version;
-        // The answer does not name the registration; and a daemon of an older version
-        // does not make one by itself.
+        // The answer does not name the registration that was made with it.
         let found = self.rootkeyd.registrations(key, &resource.crn).await?.into_iter().next();
-        let registered = match found {
-            Some(registered) => registered,
-            None => self.rootkeyd.register(key, wanted).await?,
-        };
+        let registered = found.ok_or_else(|| Failure::NotThere { name: resource.crn.clone() })?;
         resource.key = key_of(&registered.name).into();
         resource.registration = registered.name;
         let path = self.blocks(name);
