@@ -113,7 +113,7 @@ virtual_machine() {
     if [ ${#packages[@]} -eq 0 ] || [ -n "$check" ]; then return; fi
 
     say "installing ${packages[*]} (Debian packages)"
-    local options=() version
+    local options=() version=''
     version=$(dpkg-query -W -f '${db:Status-Status} ${Version}\n' qemu-utils 2>/dev/null |
         sed -n 's/^installed //p') || true
     if [ "${packages[0]}" = qemu-system-x86 ] && [ -n "$version" ]; then
@@ -122,6 +122,12 @@ virtual_machine() {
     fi
     as_root apt-get "${options[@]}" update -qq ||
         fail "apt-get update failed, so ${packages[*]} cannot be installed"
+    # A point release may have taken that version away; the newer one of the same release
+    # brings its tools along.
+    if [[ ${packages[0]} == *=* && $version != *~bpo* ]] &&
+        ! apt-cache madison qemu-system-x86 | grep -qF " $version "; then
+        packages[0]=qemu-system-x86
+    fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get "${options[@]}" install -y -qq \
         -o DPkg::Lock::Timeout=300 --no-install-recommends --no-remove "${packages[@]}" >/dev/null ||
         fail "apt-get could not install ${packages[*]} without removing or replacing something; what it said is above"

@@ -418,7 +418,7 @@ impl Story {
     // --- how it is told ------------------------------------------------------
 
     fn chapter(&self, title: &str) {
-        eprintln!("{:5.1} s  {title}", self.began.elapsed().as_secs_f32());
+        println!("{:5.1} s  {title}", self.began.elapsed().as_secs_f32());
     }
 
     /// The daemon tells the service what happened, the service does what it asks; and

@@ -335,7 +335,7 @@ impl StorageClient {
         let request = pb::AcknowledgeKeyEventRequest {
             key: event.key.clone(),
             event_id: event.id,
-            failure: failure.chars().take(LONGEST_FAILURE).collect(),
+            failure: one_line(failure),
         };
         let answer = self
             .call(Repeat::Harmless, &request, async |channel, request| {
@@ -399,6 +399,12 @@ fn timed_out() -> Failed {
     Failed { refusal: Status::deadline_exceeded("there was no answer in time").into(), lost: false }
 }
 
+/// As the contract wants it: what tools say has line ends, and may be long.
+fn one_line(text: &str) -> String {
+    let letters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    letters.take(LONGEST_FAILURE).collect()
+}
+
 /// 0 to 1; the middle if the system has none to give.
 pub(super) fn random() -> f64 {
     getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX))
@@ -420,6 +426,12 @@ const LONGEST_FAILURE: usize = 240;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_is_one_line_that_the_contract_takes() {
+        assert_eq!(one_line("qemu-img: no\r\nspace"), "qemu-img: no  space");
+        assert_eq!(one_line(&"ä".repeat(300)).chars().count(), LONGEST_FAILURE);
+    }
 
     /// A service calls from tasks of its own.
     #[tokio::test]
