@@ -32,13 +32,17 @@ impl Worker {
         asked: &[Attribute],
     ) -> Result<(Session, ObjectHandle), Failure> {
         let fresh = self.token.session().map_err(|error| self.failed(&error))?;
-        let found = patiently(|| object::find_one(&fresh, kind, object));
-        let found = found.map_err(|error| self.failed(&error))?;
-        let handle = found.ok_or(Failure::Answer(HsmError::Missing))?;
-        let as_asked = patiently(|| Ok(object::is_as_asked(&fresh, handle, asked)?.then_some(())));
-        if as_asked.map_err(|error| self.failed(&error))?.is_some() {
+        // The handle too: SoftHSM gives another one if it read the object anew.
+        let mut last = None;
+        let as_asked = patiently(|| {
+            last = object::find_one(&fresh, kind, object)?;
+            let Some(handle) = last else { return Ok(None) };
+            Ok(object::is_as_asked(&fresh, handle, asked)?.then_some(handle))
+        });
+        if let Some(handle) = as_asked.map_err(|error| self.failed(&error))? {
             return Ok((fresh, handle));
         }
+        let handle = last.ok_or(Failure::Answer(HsmError::Missing))?;
         let differs = object::differences(&fresh, handle, asked);
         tracing::error!(%object, ?differs, "the token made another key than was asked for");
         Err(Failure::Answer(HsmError::Refused(RvError::TemplateInconsistent)))
