@@ -265,6 +265,24 @@ pub enum Code {
     Unauthenticated = 16,
 }
 
+impl Reason {
+    /// HTTP code of the outcome in the audit log, as Key Protect records it: 401 for
+    /// every refusal of authorization (`facts/key-protect.md` section 10).
+    pub const fn http(self) -> u16 {
+        match self.wire().code {
+            Code::Unauthenticated | Code::PermissionDenied => 401,
+            Code::InvalidArgument => 400,
+            Code::NotFound => 404,
+            Code::AlreadyExists | Code::FailedPrecondition => 409,
+            Code::Aborted => 412,
+            Code::Internal | Code::DataLoss => 500,
+            Code::Unimplemented => 501,
+            Code::Unavailable => 503,
+            Code::DeadlineExceeded => 504,
+        }
+    }
+}
+
 /// Whether the same call can succeed later.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Retry {

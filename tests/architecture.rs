@@ -47,7 +47,7 @@ const CRATES: [(&str, &[&str]); 19] = [
     ("x509_parser",  &["auth", "cli"]),
     ("rcgen",        &["dev"]),
     ("aes_gcm",      &["cli"]),
-    ("aws_lc_rs",    &["api", "cli"]),
+    ("aws_lc_rs",    &["api", "audit", "cli"]),
     ("subtle",       &["hsm"]),
     ("pem",          &["api", "cli"]),
     ("clap",         &["bin", "cli"]),

@@ -130,6 +130,34 @@ async fn a_record_says_who_what_where_and_on_which_resource() {
 }
 
 #[tokio::test]
+async fn a_record_says_how_grave_it_is_by_action_and_by_outcome() {
+    use pb::audit_event::Severity;
+    let daemon = Daemon::start();
+    let mut admin = daemon.client("admin").await;
+    let mut service = daemon.client("block-storage").await;
+    let key = admin.create("volumes").await.name;
+    let disable = pb::DisableKeyRequest { name: key.clone(), ..Default::default() };
+    service.keys.disable_key(with_id(disable.clone(), "denied")).await.unwrap_err();
+    admin.keys.disable_key(with_id(disable, "done")).await.unwrap();
+    let wrap = pb::WrapDekRequest { key, dek: b"dek".to_vec(), ..Default::default() };
+    admin.crypto.wrap_dek(with_id(wrap, "suspended")).await.unwrap_err();
+    let get = pb::GetKeyRequest { name: "instances/default/keys/nobody".into() };
+    admin.keys.get_key(with_id(get, "absent")).await.unwrap_err();
+
+    let events = admin.audit_events().await;
+    let cases = [
+        ("denied", 401, Severity::Critical),
+        ("done", 200, Severity::Warning),
+        ("suspended", 409, Severity::Warning),
+        ("absent", 404, Severity::Normal),
+    ];
+    for (id, code, severity) in cases {
+        let event = events.iter().find(|event| event.request_id == id).unwrap();
+        assert_eq!((event.reason_code, event.severity()), (code, severity), "{id}");
+    }
+}
+
+#[tokio::test]
 async fn records_are_chained_without_a_gap_over_pages_and_a_restart() {
     let mut daemon = Daemon::start();
     let mut client = daemon.client("admin").await;

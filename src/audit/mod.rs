@@ -5,7 +5,10 @@
 //! and cannot: `docs/audit-format.md`.
 
 mod chain;
+pub mod checkpoint;
+pub mod export;
 mod log;
+pub mod merkle;
 mod page;
 mod recovery;
 mod segment;

@@ -95,6 +95,9 @@ struct EventView {
     previous_hash: String,
     hash: String,
     details: BTreeMap<String, String>,
+    /// `None` for a severity that this client does not know.
+    severity: Option<&'static str>,
+    reason_code: i32,
 }
 
 impl From<pb::AuditEvent> for EventView {
@@ -114,6 +117,8 @@ impl From<pb::AuditEvent> for EventView {
             previous_hash,
             hash,
             details,
+            severity,
+            reason_code,
         } = event;
         Self {
             sequence,
@@ -130,6 +135,8 @@ impl From<pb::AuditEvent> for EventView {
             previous_hash: base64_text(&previous_hash).to_string(),
             hash: base64_text(&hash).to_string(),
             details: details.into_iter().collect(),
+            severity: severity_word(severity),
+            reason_code,
         }
     }
 }
@@ -160,6 +167,16 @@ fn outcome_word(number: i32) -> Option<&'static str> {
         Outcome::Unspecified => None,
         Outcome::Success => Some("success"),
         Outcome::Refused => Some("refused"),
+    }
+}
+
+fn severity_word(number: i32) -> Option<&'static str> {
+    use pb::audit_event::Severity;
+    match Severity::try_from(number).ok()? {
+        Severity::Unspecified => None,
+        Severity::Normal => Some("normal"),
+        Severity::Warning => Some("warning"),
+        Severity::Critical => Some("critical"),
     }
 }
 

@@ -21,6 +21,7 @@ pub mod registration;
 pub mod resource_action;
 pub mod resource_status;
 pub mod rotation;
+pub mod severity;
 pub mod time;
 
 pub use aad::Aad;
@@ -43,4 +44,5 @@ pub use registration::{Crn, CrnPattern, Registration, ResourceKind};
 pub use resource_action::ResourceAction;
 pub use resource_status::Condition;
 pub use rotation::RotationPeriod;
+pub use severity::Severity;
 pub use time::{Moment, RunTime, Timestamp};

@@ -3,7 +3,8 @@
 use super::super::pb;
 use super::{count, page_size_of, pb_timestamp};
 use crate::audit::Record;
-use crate::domain::{Event, InstanceId, KeyName, Malformed, Outcome};
+use crate::domain::{Event, InstanceId, KeyName, Malformed, Outcome, Severity};
+use crate::error::Reason;
 use crate::service::{AuditQuery, HsmReport, ServerReport};
 
 /// Which audit records to list.
@@ -44,6 +45,12 @@ pub(in crate::api) fn audit_event(record: Record) -> pb::AuditEvent {
         request_id,
         details,
     } = event;
+    let code = event_code(&outcome, &details);
+    let severity = match Severity::of(&action, code) {
+        Severity::Normal => pb::audit_event::Severity::Normal,
+        Severity::Warning => pb::audit_event::Severity::Warning,
+        Severity::Critical => pb::audit_event::Severity::Critical,
+    };
     let (outcome, reason) = match outcome {
         Outcome::Success => (PbOutcome::Success, String::new()),
         Outcome::Refused(reason) => (PbOutcome::Refused, reason.into_owned()),
@@ -63,6 +70,23 @@ pub(in crate::api) fn audit_event(record: Record) -> pb::AuditEvent {
         previous_hash: previous_hash.to_vec(),
         hash: hash.to_vec(),
         details: details.into_iter().collect(),
+        severity: severity.into(),
+        reason_code: code.into(),
+    }
+}
+
+/// HTTP code of an outcome. A record can name its own, such as 408.
+fn event_code(outcome: &Outcome, details: &[(String, String)]) -> u16 {
+    let own = details.iter().find(|(name, _)| name == "reason_code");
+    if let Some(code) = own.and_then(|(_, code)| code.parse().ok()) {
+        return code;
+    }
+    match outcome {
+        Outcome::Success => 200,
+        Outcome::Refused(name) => {
+            let reason = Reason::ALL.iter().find(|reason| reason.wire().name == name);
+            reason.map_or(500, |reason| reason.http())
+        }
     }
 }
 
