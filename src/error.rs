@@ -266,6 +266,11 @@ pub enum Code {
 }
 
 impl Reason {
+    /// The reason of that name in ErrorInfo, if there is one.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.wire().name == name)
+    }
+
     /// HTTP code of the outcome in the audit log, as Key Protect records it: 401 for
     /// every refusal of authorization (`facts/key-protect.md` section 10).
     pub const fn http(self) -> u16 {

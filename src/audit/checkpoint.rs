@@ -50,11 +50,6 @@ pub enum BadCheckpoint {
 }
 
 impl Checkpoint {
-    /// The text that is signed.
-    pub fn text(&self) -> String {
-        self.to_string()
-    }
-
     /// The note, with this signature (DER) of its text.
     pub fn signed(&self, key: &CheckpointKey, signature: &[u8]) -> String {
         let line = STANDARD.encode([&key.id(), signature].concat());
@@ -98,6 +93,7 @@ impl Checkpoint {
     }
 }
 
+/// The text that is signed.
 impl fmt::Display for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { origin, size, root, head, boot_id, time_micros } = self;
@@ -147,7 +143,7 @@ pub(super) mod tests {
         }
 
         pub(in crate::audit) fn sign(&self, checkpoint: &Checkpoint) -> String {
-            let text = checkpoint.text();
+            let text = checkpoint.to_string();
             let signature = self.0.sign(&SystemRandom::new(), text.as_bytes()).unwrap();
             checkpoint.signed(&self.key(), signature.as_ref())
         }
@@ -177,7 +173,7 @@ pub(super) mod tests {
         let note = signer.sign(&checkpoint());
         let other = Signer::new().key();
         assert_eq!(Checkpoint::verified(&note, &other), Err(BadCheckpoint::Unsigned));
-        let text = checkpoint().text().len();
+        let text = checkpoint().to_string().len();
         for at in 0..text {
             let mut bytes = note.clone().into_bytes();
             bytes[at] ^= 1;

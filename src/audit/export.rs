@@ -183,7 +183,8 @@ fn header_of(bytes: &[u8]) -> Option<(Head, Tree, usize)> {
     let mut edge = Vec::new();
     for _ in 0..records.count_ones() {
         let (node, after) = rest.split_first_chunk::<32>()?;
-        (edge, rest) = ([edge, vec![*node]].concat(), after);
+        edge.push(*node);
+        rest = after;
     }
     let head = Head { records, hash: *hash };
     if records == 0 && head != Head::START {

@@ -111,8 +111,7 @@ mod tests {
             if name == "UNAVAILABLE" {
                 continue; // gRPC's own: nobody answered
             }
-            let reason = Reason::ALL.iter().find(|reason| reason.wire().name == name);
-            let reason = reason.unwrap_or_else(|| panic!("the daemon has no {name}"));
+            let reason = Reason::named(name).unwrap_or_else(|| panic!("the daemon has no {name}"));
             assert_eq!(reason.wire().status_reason, status_reason, "{name}");
             assert_eq!(KeyRefusal::of_reason(name), why);
         }

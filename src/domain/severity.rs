@@ -1,6 +1,6 @@
-//! How grave a record of the audit log is: by its action, or by the HTTP code of its
-//! outcome where that says more. Pure tables; computed when a record is shown, so
-//! the records themselves do not change.
+//! How grave a record of the audit log is: by the HTTP code of its outcome if
+//! that has a level of its own, else by its action. Pure tables; computed when a record
+//! is shown, so the records themselves do not change.
 //!
 //! Source: `facts/key-protect.md` section 10, "Severity by action".
 
@@ -20,15 +20,6 @@ impl Severity {
     /// a level of its own decides, whatever the action.
     pub fn of(action: &str, http_code: u16) -> Self {
         Self::of_code(http_code).unwrap_or_else(|| Self::of_action(action))
-    }
-
-    /// In words, as in `AuditEvent`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Normal => "normal",
-            Self::Warning => "warning",
-            Self::Critical => "critical",
-        }
     }
 
     fn of_action(action: &str) -> Self {

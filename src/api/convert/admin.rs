@@ -83,10 +83,7 @@ fn event_code(outcome: &Outcome, details: &[(String, String)]) -> u16 {
     }
     match outcome {
         Outcome::Success => 200,
-        Outcome::Refused(name) => {
-            let reason = Reason::ALL.iter().find(|reason| reason.wire().name == name);
-            reason.map_or(500, |reason| reason.http())
-        }
+        Outcome::Refused(name) => Reason::named(name).map_or(500, Reason::http),
     }
 }
 
