@@ -32,6 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "resources",
         "events",
         "instances",
+        "access",
         "audit",
         "admin",
     ];

@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::api::{Identity, Limits};
 use crate::audit;
-use crate::domain::{Binding, Ipv4Net, Malformed, PrincipalId, Profile, Role};
+use crate::domain::{BindingSubject, Gift, Ipv4Net, Malformed, PrincipalId, Profile, Role, Scope};
 use crate::hsm;
 use crate::service;
 
@@ -133,6 +133,8 @@ struct File {
     log: Log,
     #[serde(default)]
     bindings: Vec<BindingTable>,
+    #[serde(default)]
+    authorizations: Vec<AuthorizationTable>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -207,13 +209,22 @@ struct AuditTable {
 struct BindingTable {
     principal: String,
     role: RoleName,
-    instance: String,
+    scope: Option<String>,
+    instance: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AuthorizationTable {
+    service: String,
+    scope: String,
 }
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 enum RoleName {
     Reader,
+    ReaderPlus,
     Writer,
     Manager,
     KeyPurge,
@@ -234,6 +245,7 @@ impl File {
             audit,
             log,
             bindings,
+            authorizations,
         } = self;
         // `join` leaves an absolute path as it is.
         let path = |path: PathBuf| folder.join(path);
@@ -290,6 +302,7 @@ impl File {
                 bindings: bindings
                     .into_iter()
                     .map(BindingTable::check)
+                    .chain(authorizations.into_iter().map(AuthorizationTable::check))
                     .collect::<Result<_, _>>()?,
                 operators: operators.iter().map(|id| operator(id)).collect::<Result<_, _>>()?,
             },
@@ -300,20 +313,40 @@ impl File {
 }
 
 impl BindingTable {
-    fn check(self) -> Result<Binding, ConfigError> {
-        let role = match self.role {
+    fn check(self) -> Result<Gift, ConfigError> {
+        let Self { principal, role, scope, instance } = self;
+        let role = match role {
             RoleName::Reader => Role::Reader,
+            RoleName::ReaderPlus => Role::ReaderPlus,
             RoleName::Writer => Role::Writer,
             RoleName::Manager => Role::Manager,
             RoleName::KeyPurge => Role::KeyPurge,
         };
-        let principal = self.principal.parse();
-        let instance = self.instance.parse();
-        Ok(Binding {
-            principal: principal.map_err(|error| invalid("bindings.principal", error))?,
-            role,
-            instance: instance.map_err(|error| invalid("bindings.instance", error))?,
-        })
+        let principal = principal.parse();
+        let principal = principal.map_err(|error| invalid("bindings.principal", error))?;
+        let scope = match (scope, instance) {
+            (Some(scope), None) => {
+                scope.parse().map_err(|error| invalid("bindings.scope", error))?
+            }
+            // As it was written before there were other scopes.
+            (None, Some(instance)) => {
+                let instance = instance.parse();
+                Scope::all(instance.map_err(|error| invalid("bindings.instance", error))?)
+            }
+            (Some(_), Some(_)) | (None, None) => {
+                return Err(invalid("bindings.scope", "give it, and no instance"));
+            }
+        };
+        Ok(Gift { subject: BindingSubject::Principal(principal), role, scope })
+    }
+}
+
+impl AuthorizationTable {
+    fn check(self) -> Result<Gift, ConfigError> {
+        let Self { service, scope } = self;
+        let service = service.parse().map_err(|error| invalid("authorizations.service", error))?;
+        let scope = scope.parse().map_err(|error| invalid("authorizations.scope", error))?;
+        Ok(Gift { subject: BindingSubject::Service(service), role: Role::Reader, scope })
     }
 }
 

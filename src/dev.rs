@@ -238,10 +238,16 @@ fn configuration(module: &Path, listen: SocketAddr) -> String {
         module.display().to_string()
     );
     for (name, path, role) in CLIENTS {
-        text.push_str(&format!(
-            "\n# tls/{name}.pem\n[[bindings]]\nprincipal = \"spiffe://{TRUST_DOMAIN}/{path}\"\n\
-             role = \"{role}\"\ninstance = \"{INSTANCE}\"\n"
-        ));
+        let scope = format!("scope = \"instances/{INSTANCE}\"\n");
+        text.push_str(&match path.strip_prefix("service/") {
+            Some(service) => {
+                format!("\n# tls/{name}.pem\n[[authorizations]]\nservice = \"{service}\"\n{scope}")
+            }
+            None => format!(
+                "\n# tls/{name}.pem\n[[bindings]]\n\
+                 principal = \"spiffe://{TRUST_DOMAIN}/{path}\"\nrole = \"{role}\"\n{scope}"
+            ),
+        });
     }
     text
 }

@@ -186,6 +186,15 @@ reasons! {
     /// A generated key takes no material.
     MaterialRefused = "MATERIAL_REFUSED", InvalidArgument, No, None, "INVALID_QUERY_PARAM_ERR",
         "Rotate a generated key without material.";
+    /// There is no such binding or authorization of a service.
+    BindingNotFound = "BINDING_NOT_FOUND", NotFound, No, None, "",
+        "List them: it may have been removed already.";
+    /// The same role is given there already.
+    BindingExists = "BINDING_EXISTS", AlreadyExists, No, None, "",
+        "Nothing is to be done.";
+    /// An instance keeps one principal who is its Manager.
+    LastManager = "LAST_MANAGER", FailedPrecondition, No, None, "",
+        "Make another principal Manager of the whole instance first.";
     /// There is no such event for the service.
     EventNotFound = "EVENT_NOT_FOUND", NotFound, No, None, "",
         "Acknowledge an event that WatchKeyEvents sent, with its key.";

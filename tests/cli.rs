@@ -356,7 +356,9 @@ fn the_audit_log_is_listed_newest_first() {
     let all = json(&daemon, &["audit", "list"]);
     let actions: Vec<_> =
         all.as_array().unwrap().iter().map(|event| event["action"].as_str().unwrap()).collect();
-    assert_eq!(actions, ["kms.secrets.disable", "kms.secrets.create", "kms.secrets.create"]);
+    assert_eq!(actions[..3], ["kms.secrets.disable", "kms.secrets.create", "kms.secrets.create"]);
+    // Before them, what was taken over from the configuration.
+    assert!(actions[3..].iter().all(|action| action.starts_with("rootkeyd.")), "{actions:?}");
     let of_two = json(&daemon, &["audit", "list", "--key", "two"]);
     assert!(of_two.as_array().unwrap().len() <= 2);
     assert_eq!(json(&daemon, &["audit", "list", "--limit", "1"]).as_array().unwrap().len(), 1);
@@ -657,6 +659,47 @@ fn a_service_registers_its_volume_by_the_keys_alias_and_takes_it_back() {
 }
 
 #[test]
+fn roles_are_given_explained_and_taken_back() {
+    let daemon = Daemon::start();
+    said(daemon.cli(&["ring", "create", "boot"]));
+    let key = ["key", "create", "--name", "Boot", "--alias", "boot", "--ring", "boot"];
+    let key = json(&daemon, &key);
+    let principal = "spiffe://rootkeyd.dev/auditor";
+    let bound = json(&daemon, &["access", "bind", principal, "ReaderPlus", "--ring", "boot"]);
+    assert_eq!((&bound["role"], &bound["subject"]), (&"ReaderPlus".into(), &principal.into()));
+    assert_eq!(bound["scope"], "instances/default/keyRings/boot");
+    let of_key = json(&daemon, &["access", "authorize", "image", "--key", "boot"]);
+    assert_eq!(of_key["scope"], key["name"]);
+    let twice = refused(daemon.cli(&["access", "authorize", "image", "--key", "boot"]));
+    assert!(twice.starts_with("BINDING_EXISTS: "), "{twice}");
+    let table = said(daemon.cli(&["access", "bindings"]));
+    assert!(table.contains(principal) && table.contains("KeyPurge"), "{table}");
+    let table = said(daemon.cli(&["access", "authorizations"]));
+    assert!(table.contains("block-storage") && table.contains("keys/"), "{table}");
+
+    let explain =
+        |method: &str| said(daemon.cli(&["access", "explain", principal, method, "boot"]));
+    let (may, may_not) = (explain("CryptoService/UnwrapDek"), explain("KeyService/DisableKey"));
+    assert!(may.contains("allowed") && may.contains("ReaderPlus on"), "{may}");
+    assert!(may_not.contains("refused") && may_not.contains("needs Manager"), "{may_not}");
+    said(daemon.cli(&["key", "disable", "boot"]));
+    let disabled = explain("CryptoService/UnwrapDek");
+    assert!(disabled.contains("refused") && disabled.contains("state"), "{disabled}");
+
+    let id = bound["id"].as_str().unwrap();
+    said(daemon.cli(&["access", "unbind", id]));
+    let gone = refused(daemon.cli(&["access", "unbind", id]));
+    assert!(gone.starts_with("BINDING_NOT_FOUND: "), "{gone}");
+    said(daemon.cli(&["access", "deauthorize", of_key["name"].as_str().unwrap()]));
+    let last = json(&daemon, &["access", "bindings"]);
+    let managers = last.as_array().unwrap().iter().filter(|it| it["role"] == "Manager");
+    let ids: Vec<_> = managers.map(|it| it["id"].as_str().unwrap().to_owned()).collect();
+    said(daemon.cli(&["access", "unbind", &ids[1]]));
+    let kept = refused(daemon.cli(&["access", "unbind", &ids[0]]));
+    assert!(kept.starts_with("LAST_MANAGER: "), "{kept}");
+}
+
+#[test]
 fn every_command_has_a_help_with_examples() {
     let daemon = Daemon::start();
     let commands = [
@@ -709,6 +752,13 @@ fn every_command_has_a_help_with_examples() {
         "batch-unwrap",
         "encrypt",
         "decrypt",
+        "access bind",
+        "access bindings",
+        "access unbind",
+        "access authorize",
+        "access authorizations",
+        "access deauthorize",
+        "access explain",
         "audit list",
         "doctor",
     ];

@@ -7,7 +7,6 @@
 mod common;
 
 use std::collections::HashMap;
-use std::fs;
 
 use common::{Client, Daemon, Refusal, refusal, unwrap_request};
 use prost_types::Timestamp;
@@ -264,7 +263,7 @@ async fn compare_actions(
 
 #[tokio::test]
 async fn every_resource_is_as_the_seed_says_and_every_check_as_the_key_answers() {
-    let mut daemon = Daemon::start_edited(KEY_PROTECT);
+    let daemon = Daemon::start_edited(KEY_PROTECT);
     let mut admin = daemon.client("admin").await;
     let mut service = daemon.client("block-storage").await;
     daemon.set_clock("2030-01-01T00:00:00Z");
@@ -282,15 +281,9 @@ async fn every_resource_is_as_the_seed_says_and_every_check_as_the_key_answers()
     }
     assert_eq!(statuses(&mut admin, "instances/default/keys/-").await.len(), 40);
 
-    // The service's binding is taken away.
-    daemon.terminate();
-    let config = daemon.dir.join("rootkeyd.toml");
-    let text = fs::read_to_string(&config).unwrap();
-    let kept = text.split("\n# tls/").filter(|part| !part.starts_with("block-storage"));
-    fs::write(&config, kept.collect::<Vec<_>>().join("\n# tls/")).unwrap();
-    daemon.start_again();
-    let mut admin = daemon.client("admin").await;
-    let mut service = daemon.client("block-storage").await;
+    // The service's authorization is taken away.
+    let authorization = admin.authorization_of("block-storage").await;
+    admin.deauthorize(&authorization).await.unwrap();
     let (active, wrapped) = &keys[0];
     compare_statuses(&mut admin, active, 5).await;
     let removed = KeyCondition::AuthorizationRemoved;

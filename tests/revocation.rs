@@ -19,6 +19,7 @@ use common::{Client, Daemon, refusal, unwrap_request};
 use rootkeyd::api::pb;
 use rootkeyd::api::pb::audit_event::Outcome as Recorded;
 use rootkeyd::api::pb::unwrap_dek_result::Outcome;
+use tokio::task::JoinHandle;
 use tonic::Request;
 
 /// One unwrap, of which key, from when until when, and whether it succeeded.
@@ -82,10 +83,28 @@ fn the_judge_finds_a_stale_unwrap_and_a_wrong_refusal() {
     assert!(impossible(&[Unwrap { key: 1, ..unwrap(11, 19, true) }], &periods).is_empty());
 }
 
+/// What takes a key away from those who use it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum By {
+    Disabling,
+    RemovalOfAuthorization,
+}
+
+impl By {
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Disabling => "KEY_SUSPENDED",
+            Self::RemovalOfAuthorization => "PERMISSION_DENIED",
+        }
+    }
+}
+
 /// What is common to all clients.
 struct Load {
     /// Name, DEK and wrapped DEK of each key.
     keys: Vec<(String, Vec<u8>, Vec<u8>)>,
+    /// What takes the keys away.
+    by: By,
     over: AtomicBool,
     unwraps: Mutex<Vec<Unwrap>>,
     /// What each request id was answered: how many succeeded, how many did not.
@@ -114,8 +133,10 @@ impl Load {
                 true
             }
             Outcome::Refusal(refusal) => {
-                assert_eq!(refusal.reason, "KEY_SUSPENDED");
-                assert_eq!(refusal.metadata["status_reason"], "encryption_key_disabled");
+                assert_eq!(refusal.reason, self.by.reason());
+                if self.by == By::Disabling {
+                    assert_eq!(refusal.metadata["status_reason"], "encryption_key_disabled");
+                }
                 false
             }
         }
@@ -198,6 +219,31 @@ fn with_id<T>(message: T, id: &str) -> Request<T> {
     request
 }
 
+/// Takes each key away from the service and gives it back, in turn, until the load is over.
+async fn toggle_authorizations(load: &Load, mut admin: Client) -> Vec<Period> {
+    let mut periods = Vec::new();
+    let mut names = Vec::new();
+    for (key, _, _) in &load.keys {
+        let given = admin.authorize("block-storage", key).await.unwrap();
+        names.push((given.name, Instant::now()));
+    }
+    while !load.is_over() {
+        for (key, (name, _, _)) in load.keys.iter().enumerate() {
+            let sent = Instant::now();
+            admin.deauthorize(&names[key].0).await.unwrap();
+            let from = Instant::now();
+            periods.push(Period { key, from: names[key].1, until: sent, disabled: false });
+            tokio::time::sleep(Duration::from_millis(15)).await;
+            let sent = Instant::now();
+            let given = admin.authorize("block-storage", name).await.unwrap();
+            periods.push(Period { key, from, until: sent, disabled: true });
+            names[key] = (given.name, Instant::now());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    periods
+}
+
 /// Disables and enables every key in turn until the load is over.
 async fn toggle(load: &Load, daemon: &Daemon, mut admin: Client) -> Vec<Period> {
     let mut periods = Vec::new();
@@ -229,6 +275,31 @@ async fn toggle(load: &Load, daemon: &Daemon, mut admin: Client) -> Vec<Period> 
 async fn no_unwrap_that_begins_after_disable_returned_succeeds() {
     let daemon = Daemon::start();
     let mut admin = daemon.client("admin").await;
+    let load = begin(&mut admin, By::Disabling).await;
+    let clients = spread(&daemon, &load, &["block-storage", "file-storage", "image"]).await;
+    end_after(&load, Duration::from_secs(20));
+    let periods = toggle(&load, &daemon, admin.clone()).await;
+    judge(&load, clients, &periods, &mut admin).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_unwrap_that_begins_after_the_removal_of_an_authorization_returned_succeeds() {
+    let daemon = Daemon::start();
+    let mut admin = daemon.client("admin").await;
+    let load = begin(&mut admin, By::RemovalOfAuthorization).await;
+    // On one key more, or a whole batch would be refused at once while it has none.
+    let other = admin.create("other").await.name;
+    admin.authorize("block-storage", &other).await.unwrap();
+    let whole = admin.authorization_of("block-storage").await;
+    admin.deauthorize(&whole).await.unwrap();
+    let clients = spread(&daemon, &load, &["block-storage"]).await;
+    end_after(&load, Duration::from_secs(15));
+    let periods = toggle_authorizations(&load, admin.clone()).await;
+    judge(&load, clients, &periods, &mut admin).await;
+}
+
+/// Keys, and nothing asked of them yet.
+async fn begin(admin: &mut Client, by: By) -> Arc<Load> {
     let mut keys = Vec::new();
     for number in 0..4 {
         let name = admin.create(&format!("key {number}")).await.name;
@@ -236,19 +307,25 @@ async fn no_unwrap_that_begins_after_disable_returned_succeeds() {
         let wrapped = admin.wrap(&name, &dek, &[b"aad"]).await.unwrap();
         keys.push((name, dek, wrapped));
     }
-    let load = Arc::new(Load {
+    Arc::new(Load {
         keys,
+        by,
         over: AtomicBool::new(false),
         unwraps: Mutex::default(),
         answers: Mutex::default(),
         next: AtomicU64::new(0),
-    });
+    })
+}
+
+/// 64 clients, of these services in turn, on a connection for each eight.
+async fn spread(daemon: &Daemon, load: &Arc<Load>, services: &[&str]) -> Vec<JoinHandle<()>> {
     let mut clients = Vec::new();
+    let mut client = None;
     for number in 0..64 {
         if number % 8 == 0 {
-            admin = daemon.client(["block-storage", "file-storage", "image"][number / 8 % 3]).await;
+            client = Some(daemon.client(services[number / 8 % services.len()]).await);
         }
-        let (load, client) = (Arc::clone(&load), admin.clone());
+        let (load, client) = (Arc::clone(load), client.clone().unwrap());
         clients.push(tokio::spawn(async move {
             match number % 16 {
                 0 | 1 => load.in_batches(client).await,
@@ -257,26 +334,30 @@ async fn no_unwrap_that_begins_after_disable_returned_succeeds() {
             }
         }));
     }
-    let mut admin = daemon.client("admin").await;
-    let timer = Arc::clone(&load);
+    clients
+}
+
+fn end_after(load: &Arc<Load>, time: Duration) {
+    let load = Arc::clone(load);
     tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        timer.over.store(true, Ordering::Relaxed);
+        tokio::time::sleep(time).await;
+        load.over.store(true, Ordering::Relaxed);
     });
-    let periods = toggle(&load, &daemon, admin.clone()).await;
+}
+
+async fn judge(load: &Load, clients: Vec<JoinHandle<()>>, periods: &[Period], admin: &mut Client) {
     for client in clients {
         client.await.unwrap();
     }
-
     let unwraps = load.unwraps.lock().unwrap().clone();
     let refused = unwraps.iter().filter(|unwrap| !unwrap.ok).count();
     let disabled = periods.iter().filter(|period| period.disabled).count();
-    println!("{} unwraps, {refused} refused, {disabled} times disabled", unwraps.len());
+    println!("{} unwraps, {refused} refused, {disabled} times taken away", unwraps.len());
     // Or it would have shown nothing.
     assert!(unwraps.len() > 1000 && refused > 100 && disabled > 20);
-    let wrong = impossible(&unwraps, &periods);
+    let wrong = impossible(&unwraps, periods);
     assert!(wrong.is_empty(), "{} of {}: {:?}", wrong.len(), unwraps.len(), wrong[0]);
-    every_answer_has_its_record(&load, &mut admin).await;
+    every_answer_has_its_record(load, admin).await;
 }
 
 async fn every_answer_has_its_record(load: &Load, admin: &mut Client) {
@@ -291,7 +372,7 @@ async fn every_answer_has_its_record(load: &Load, admin: &mut Client) {
         match (event.outcome(), late) {
             (Recorded::Success, _) => counts.0 += 1,
             (Recorded::Refused, late) => {
-                assert_eq!(event.reason, "KEY_SUSPENDED");
+                assert_eq!(event.reason, load.by.reason());
                 counts.1 += 1;
                 counts.0 -= i64::from(late);
             }

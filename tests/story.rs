@@ -48,9 +48,9 @@ async fn encrypted_resources_follow_their_root_key() {
     story.after_restoring_the_data_is_intact().await;
     story.rotate_and_rewrap().await;
 
-    let config = story.remove_the_authorization().await;
+    story.remove_the_authorization().await;
     story.without_authorization_what_runs_goes_on_and_nothing_begins().await;
-    story.what_is_deleted_meanwhile_stays_registered(&config).await;
+    story.what_is_deleted_meanwhile_stays_registered().await;
 }
 
 struct Story {
@@ -360,21 +360,10 @@ impl Story {
 
     // --- authorization removed -----------------------------------------------
 
-    async fn remove_the_authorization(&mut self) -> String {
+    async fn remove_the_authorization(&mut self) {
         self.chapter("the service's authorization is removed");
-        let path = self.daemon.dir.join("rootkeyd.toml");
-        let config = fs::read_to_string(&path).unwrap();
-        let (before, rest) = config.split_once("# tls/block-storage.pem").unwrap();
-        let (_, after) = rest.split_once("\n# tls/").unwrap();
-        self.start_again_with(&format!("{before}# tls/{after}")).await;
-        config
-    }
-
-    async fn start_again_with(&mut self, config: &str) {
-        self.daemon.stop().await;
-        fs::write(self.daemon.dir.join("rootkeyd.toml"), config).unwrap();
-        self.daemon.start_again();
-        self.service = open(&self.daemon);
+        let authorization = self.admin.authorization_of("block-storage").await;
+        self.admin.deauthorize(&authorization).await.unwrap();
     }
 
     async fn without_authorization_what_runs_goes_on_and_nothing_begins(&mut self) {
@@ -402,11 +391,11 @@ impl Story {
 
     /// What the seed warns of: the key stays registered with a resource that is gone,
     /// until the authorization is back.
-    async fn what_is_deleted_meanwhile_stays_registered(&mut self, config: &str) {
+    async fn what_is_deleted_meanwhile_stays_registered(&mut self) {
         refused(self.service.delete("restored").await, DENIED);
         assert!(!self.service.blocks("restored").exists());
         self.chapter("the authorization is back");
-        self.start_again_with(config).await;
+        self.admin.authorize("block-storage", "instances/default").await.unwrap();
         let before = self.left_behind().await;
         self.service.delete("restored").await.unwrap();
         let after = self.left_behind().await;

@@ -4,7 +4,7 @@
 //! Permissions: `facts/key-protect.md` section 9. Actions: section 10; what Key
 //! Protect has no word for begins with `rootkeyd.`.
 
-use crate::domain::Permission;
+use crate::domain::{KeyAction, Permission};
 use crate::service::Method;
 
 macro_rules! methods {
@@ -71,6 +71,13 @@ methods! {
     LIST_INSTANCES         = "InstanceService/ListInstances",    ManageInstances, "rootkeyd.instance.list";
     DELETE_INSTANCE        = "InstanceService/DeleteInstance",   ManageInstances, "rootkeyd.instance.delete";
     LIST_AUDIT_EVENTS      = "AuditService/ListAuditEvents",     ReadAudit,  "rootkeyd.audit.list";
+    CREATE_BINDING         = "AccessService/CreateBinding",      ManageAccess, "rootkeyd.binding.create";
+    LIST_BINDINGS          = "AccessService/ListBindings",       ManageAccess, "rootkeyd.binding.list";
+    DELETE_BINDING         = "AccessService/DeleteBinding",      ManageAccess, "rootkeyd.binding.delete";
+    CREATE_SERVICE_AUTHORIZATION = "AccessService/CreateServiceAuthorization", ManageAccess, "rootkeyd.service-authorization.create";
+    LIST_SERVICE_AUTHORIZATIONS = "AccessService/ListServiceAuthorizations", ManageAccess, "rootkeyd.service-authorization.list";
+    DELETE_SERVICE_AUTHORIZATION = "AccessService/DeleteServiceAuthorization", ManageAccess, "rootkeyd.service-authorization.delete";
+    TEST_PERMISSIONS       = "AccessService/TestPermissions",    TestAccess,   "rootkeyd.access.test";
     GET_SERVER_INFO        = "AdminService/GetServerInfo",       ReadServer, "rootkeyd.server.read";
     GET_HSM_STATUS         = "AdminService/GetHsmStatus",        ReadServer, "rootkeyd.hsm.read";
 }
@@ -78,6 +85,26 @@ methods! {
 /// A method that there is not: what a call of it is recorded as.
 pub static UNKNOWN: Method =
     Method { name: "", permission: Permission::ReadServer, action: "kms.secrets.default" };
+
+/// Methods that the state of a key can refuse, and by which action: what
+/// TestPermissions looks at (`domain/lifecycle.rs`).
+pub const KEY_ACTIONS: &[(&str, KeyAction)] = &[
+    ("CryptoService/WrapDek", KeyAction::Wrap),
+    ("CryptoService/GenerateDek", KeyAction::Wrap),
+    ("CryptoService/UnwrapDek", KeyAction::Unwrap),
+    ("CryptoService/BatchUnwrapDeks", KeyAction::Unwrap),
+    ("CryptoService/StreamUnwrapDeks", KeyAction::Unwrap),
+    ("CryptoService/RewrapDek", KeyAction::Rewrap),
+    ("KeyService/RotateKey", KeyAction::Rotate),
+    ("KeyService/UpdateKey", KeyAction::Update),
+    ("KeyService/SetKeyForDeletion", KeyAction::SetForDeletion),
+    ("KeyService/UnsetKeyForDeletion", KeyAction::UnsetForDeletion),
+    ("KeyService/DisableKey", KeyAction::Disable),
+    ("KeyService/EnableKey", KeyAction::Enable),
+    ("KeyService/DeleteKey", KeyAction::Delete),
+    ("KeyService/RestoreKey", KeyAction::Restore),
+    ("KeyService/PurgeKey", KeyAction::Purge),
+];
 
 /// Fields that hold a DEK: message and field. Their messages print lengths only.
 pub const SECRET_FIELDS: [(&str, &str); 3] =

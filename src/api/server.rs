@@ -20,6 +20,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::grpc::Edge;
+use super::pb::access_service_server::AccessServiceServer;
 use super::pb::admin_service_server::AdminServiceServer;
 use super::pb::audit_service_server::AuditServiceServer;
 use super::pb::crypto_service_server::CryptoServiceServer;
@@ -118,6 +119,9 @@ pub fn serve(
         )
         .add_service(
             AuditServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+        )
+        .add_service(
+            AccessServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
         )
         .add_service(AdminServiceServer::new(edge).max_decoding_message_size(MOST_KEY_BYTES))
         .add_service(health_service)

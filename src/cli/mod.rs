@@ -3,6 +3,7 @@
 //! It decides where the configuration comes from. It prints nothing itself:
 //! results go through `output`, the one line of a failure through `bin/rootkeyctl.rs`.
 
+mod access;
 mod audit;
 mod batch;
 mod campaign;
@@ -34,6 +35,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Parser, Subcommand};
 
 use self::{
+    access::AccessCommand,
     audit::AuditCommand,
     batch::BatchUnwrap,
     campaign::CampaignCommand,
@@ -195,6 +197,9 @@ enum Command {
     /// Have services rewrap after a rotation, little by little
     #[command(subcommand, after_help = CAMPAIGN_EXAMPLES)]
     Campaign(CampaignCommand),
+    /// See and say who may do what
+    #[command(subcommand, after_help = access::EXAMPLES)]
+    Access(AccessCommand),
     /// Read the audit log
     #[command(subcommand, after_help = audit::EXAMPLES)]
     Audit(AuditCommand),
@@ -234,6 +239,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Command::Decrypt(command) => command.run(&client, output).await,
         Command::Event(command) => command.run(&client, output).await,
         Command::Campaign(command) => command.run(&client, output).await,
+        Command::Access(command) => command.run(&client, output).await,
         Command::Audit(command) => command.run(&client, output).await,
         Command::Doctor => Ok(()),
     }

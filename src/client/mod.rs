@@ -33,11 +33,11 @@ pub use self::{
     why::KeyRefusal,
 };
 use crate::api::pb::{
-    admin_service_client::AdminServiceClient, audit_service_client::AuditServiceClient,
-    crypto_service_client::CryptoServiceClient, event_service_client::EventServiceClient,
-    import_service_client::ImportServiceClient, instance_service_client::InstanceServiceClient,
-    key_ring_service_client::KeyRingServiceClient, key_service_client::KeyServiceClient,
-    policy_service_client::PolicyServiceClient,
+    access_service_client::AccessServiceClient, admin_service_client::AdminServiceClient,
+    audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
+    event_service_client::EventServiceClient, import_service_client::ImportServiceClient,
+    instance_service_client::InstanceServiceClient, key_ring_service_client::KeyRingServiceClient,
+    key_service_client::KeyServiceClient, policy_service_client::PolicyServiceClient,
     registration_service_client::RegistrationServiceClient,
     resource_service_client::ResourceServiceClient,
 };
@@ -151,6 +151,12 @@ impl Client {
         KeyServiceClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
+    /// Who may do what.
+    pub fn access(&self) -> AccessServiceClient<Transport> {
+        AccessServiceClient::new(self.transport.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
     /// Key rings.
     pub fn rings(&self) -> KeyRingServiceClient<Transport> {
         KeyRingServiceClient::new(self.transport.clone())
@@ -219,6 +225,12 @@ impl Client {
     /// The name of a key ring that is given by its last part or a full name.
     pub fn ring_name(&self, ring: &str) -> String {
         full_name(ring, || format!("{}/keyRings/{ring}", self.parent()))
+    }
+
+    /// The name of a binding, of the collection `bindings` or `serviceAuthorizations`, that
+    /// is given by its UUID or a full name.
+    pub fn binding_name(&self, collection: &str, id: &str) -> String {
+        full_name(id, || format!("{}/{collection}/{id}", self.parent()))
     }
 
     /// The name of a registration that is given as `KEY/UUID` or a full name.

@@ -4,6 +4,7 @@
 //!
 //! Limits: `facts/key-protect.md` section 2.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -110,6 +111,7 @@ macro_rules! uuid_id {
 uuid_id!(KeyId, "A root key.");
 uuid_id!(VersionId, "A key version; a key's first one has the key's UUID.");
 uuid_id!(RegistrationId, "A resource's registration against a key.");
+uuid_id!(BindingId, "A binding, or the authorization of a service.");
 uuid_id!(ObjectId, "The CKA_ID of an object in the HSM: random, and never used twice.");
 
 impl From<KeyId> for VersionId {
@@ -267,6 +269,13 @@ impl FromStr for KeyName {
     }
 }
 
+impl KeyName {
+    /// Names a key by its UUID.
+    pub const fn of(instance: InstanceId, key: KeyId) -> Self {
+        Self { instance, key: KeyRef::Id(key) }
+    }
+}
+
 /// A UUID in another form than the one that we print: braces, urn:, capitals.
 struct OtherForm;
 
@@ -285,6 +294,72 @@ pub struct RegistrationName {
     pub key: KeyName,
     /// The registration itself.
     pub id: RegistrationId,
+}
+
+/// `instances/{instance}/bindings/{uuid}`, or `…/serviceAuthorizations/{uuid}`.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct BindingName {
+    /// The tenant.
+    pub instance: InstanceId,
+    /// Which of the two it is called.
+    pub collection: BindingCollection,
+    /// The binding itself.
+    pub id: BindingId,
+}
+
+/// What a binding is listed under: bindings of principals, or authorizations of services.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum BindingCollection {
+    /// Of principals.
+    Bindings,
+    /// Of services.
+    ServiceAuthorizations,
+}
+
+impl BindingCollection {
+    /// As it stands in a resource name.
+    pub const fn segment(self) -> &'static str {
+        match self {
+            Self::Bindings => "bindings",
+            Self::ServiceAuthorizations => "serviceAuthorizations",
+        }
+    }
+
+    /// Parses a name of this collection.
+    ///
+    /// # Errors
+    /// [`Malformed`], of the field `name`.
+    pub fn parse(self, text: &str) -> Result<BindingName, Malformed> {
+        let problem = Malformed::new(
+            "name",
+            match self {
+                Self::Bindings => "must be instances/{instance}/bindings/{uuid}",
+                Self::ServiceAuthorizations => {
+                    "must be instances/{instance}/serviceAuthorizations/{uuid}"
+                }
+            },
+        );
+        let rest = text.strip_prefix("instances/").ok_or(problem)?;
+        let mut parts = rest.split('/');
+        let (Some(instance), Some(segment), Some(id), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(problem);
+        };
+        let id = printed_uuid(id).ok().flatten().ok_or(problem)?;
+        let instance = instance.parse().map_err(|_form: Malformed| problem)?;
+        if segment != self.segment() {
+            return Err(problem);
+        }
+        Ok(BindingName { instance, collection: self, id: BindingId(id) })
+    }
+}
+
+impl fmt::Display for BindingName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { instance, collection, id } = self;
+        write!(f, "instances/{instance}/{}/{id}", collection.segment())
+    }
 }
 
 impl FromStr for RegistrationName {
@@ -334,6 +409,44 @@ impl PrincipalId {
     pub fn service(&self) -> Option<&str> {
         let path = self.0.strip_prefix("spiffe://")?.split_once('/')?.1;
         path.strip_prefix("service/").filter(|name| !name.contains('/'))
+    }
+}
+
+/// A service of the cloud, such as `block-storage`: the last part of its SPIFFE ID,
+/// `spiffe://{trust domain}/service/{name}`. 1 to 63 letters, digits, `-`, `.` and `_`.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ServiceName(Box<str>);
+
+impl ServiceName {
+    /// As it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+// Found by the name that a principal carries, without making one.
+impl Borrow<str> for ServiceName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ServiceName {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let letters = |c: u8| c.is_ascii_alphanumeric() || b"-._".contains(&c);
+        let fine = (1..=63).contains(&text.len()) && text.bytes().all(letters);
+        if fine && text != "." && text != ".." {
+            return Ok(Self(text.into()));
+        }
+        Err(Malformed::new("service", "must be 1 to 63 letters, digits, -, . and _"))
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod aad;
 pub mod access;
+pub mod binding;
 pub mod campaign;
 pub mod deletion;
 pub mod event;
@@ -25,13 +26,15 @@ pub mod severity;
 pub mod time;
 
 pub use aad::Aad;
-pub use access::{Binding, Bindings, Permission, Role};
+pub use access::{Bindings, Permission, Place, Role};
+pub use binding::{Area, Binding, BindingSubject, Gift, Scope};
 pub use campaign::{Campaign, CampaignState};
 pub use deletion::{Denied, Force, Registered};
 pub use event::{Event, Outcome};
 pub use id::{
-    Alias, InstanceId, KeyId, KeyName, KeyRef, KeyRingId, KeyRingName, Malformed, ObjectId,
-    PrincipalId, RegistrationId, RegistrationName, VersionId,
+    Alias, BindingCollection, BindingId, BindingName, InstanceId, KeyId, KeyName, KeyRef,
+    KeyRingId, KeyRingName, Malformed, ObjectId, PrincipalId, RegistrationId, RegistrationName,
+    ServiceName, VersionId,
 };
 pub use import::{ImportAlgorithm, SealedMaterial};
 pub use import_token::{ImportToken, TokenEnded};

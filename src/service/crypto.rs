@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::registry::Slot;
-use super::{Caller, Method, Service, refused};
+use super::{Asked, Caller, Method, Service, refused};
 use crate::domain::{Aad, Event, Key, KeyAction, KeyName, Malformed, Outcome, VersionId};
 use crate::envelope::{self, DEK_BYTES, Unverified, Wrapped};
 use crate::error::Error;
@@ -134,8 +134,8 @@ impl Service {
     ) -> Result<Permitted, Error> {
         let DekRequest { key: name, aad, resource, action } = request;
         let name = name.parse::<KeyName>().map_err(|malformed| malformed.of("key"));
-        let instance = name.as_ref().map(|name| Some(&name.instance)).map_err(|error| *error);
-        self.enter(caller, method, instance)?;
+        let asked = name.as_ref().map(Asked::Key).map_err(|error| *error);
+        self.enter(caller, method, asked)?;
         let name = name?;
         let aad = Aad::new(aad)?;
         check_resource(&resource)?;
@@ -215,8 +215,9 @@ impl Service {
         key: &Key,
         action: KeyAction,
     ) -> Result<(), Error> {
-        self.enter(caller, method, Ok(Some(&key.instance)))?;
         let slot = self.registry.by_id(key.id).ok_or_else(Error::denied)?;
+        // It may have moved to another ring.
+        self.enter(caller, method, Ok(Asked::Known(&slot.key())))?;
         let now = self.now();
         self.permit(&slot.key(), action, now)?;
         if action == KeyAction::Unwrap && slot.note_unwrap(now.time) {

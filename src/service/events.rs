@@ -14,7 +14,7 @@ use futures_util::stream;
 use tokio::sync::watch;
 
 use super::registrations::service_of;
-use super::{Answer, Call, Caller, Method, Service, daemon_event, within};
+use super::{Answer, Asked, Call, Caller, Method, Service, daemon_event, within};
 use crate::domain::key_event::{ACKNOWLEDGE_WITHIN, EVENTS_KEPT};
 use crate::domain::{InstanceId, Key, KeyEvent, KeyName, Malformed, Moment, Outcome, RunTime};
 use crate::error::{Error, Reason};
@@ -190,9 +190,12 @@ async fn step(watcher: Option<Watcher>) -> Option<(Result<KeyEvent, Error>, Opti
         }
         watcher.changed.mark_unchanged();
         match watcher.look().await {
-            Ok(found) if found.is_empty() => {}
-            Ok(found) => {
+            Ok((_, None)) => {}
+            Ok((found, Some(read))) => {
                 watcher.read = found.into();
+                if watcher.read.is_empty() {
+                    watcher.after = read;
+                }
                 continue;
             }
             Err(error) => return Some((Err(error), None)),
@@ -209,11 +212,16 @@ async fn step(watcher: Option<Watcher>) -> Option<(Result<KeyEvent, Error>, Opti
 }
 
 impl Watcher {
-    /// A page of what comes next, if the service may still watch.
-    async fn look(&self) -> Result<Vec<KeyEvent>, Error> {
+    /// What comes next that the service may see, and how far that was read; if it may
+    /// still watch.
+    async fn look(&self) -> Result<(Vec<KeyEvent>, Option<u64>), Error> {
         let Self { service, caller, method, name, instance, after, .. } = self;
-        service.enter(caller, method, Ok(Some(instance)))?;
-        Ok(service.store.list_key_events(name, instance, *after, PAGE).await?)
+        let call = service.enter(caller, method, Ok(Asked::Within(instance)))?;
+        let sight = service.sight(&call, instance);
+        let mut found = service.store.list_key_events(name, instance, *after, PAGE).await?;
+        let read = found.last().map(|event| event.id);
+        found.retain(|event| service.shows_key(&sight, event.event.key));
+        Ok((found, read))
     }
 }
 

@@ -17,7 +17,7 @@ use super::resources::ResourceReport;
 use super::{Answer, Call, Listed, Service};
 use crate::domain::resource_status::{Attachment, Status, Subject, cell};
 use crate::domain::{
-    Condition, Crn, Force, Key, KeyName, Moment, Permission, ResourceKind, Timestamp,
+    Condition, Crn, Force, Key, KeyName, Moment, Permission, Place, ResourceKind, Timestamp,
 };
 use crate::error::{Error, Reason};
 
@@ -187,7 +187,7 @@ impl Service {
                 key.deleted((by, Force::Yes), slot.registered(), now, profile).err()
             }
         };
-        if !self.bindings.load().allow(by, Permission::ManageKeys, &key.instance) {
+        if !self.bindings.load().allow(by, Permission::ManageKeys, Place::of(key)) {
             return Some(Reason::PermissionDenied);
         }
         refused.map(|denied| Error::from(denied).reason)

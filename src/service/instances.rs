@@ -3,11 +3,14 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::registry::Count;
 use super::tenants::{Calls, Tenant};
 use super::{Answer, Call, Listed, Service, within};
 use crate::domain::{
-    Binding, Instance, InstanceId, Malformed, Outcome, Policies, PolicyChange, PrincipalId, Role,
+    Binding, BindingSubject, Instance, InstanceId, Malformed, Outcome, Policies, PolicyChange,
+    PrincipalId, Role, Scope,
 };
 use crate::error::{Error, Reason};
 use crate::store::{Change, InstanceWrite, StoreError};
@@ -70,12 +73,19 @@ impl Service {
             let created = Some((service.now().time, call.principal.as_str().into()));
             let (deleted, policies) = (None, Policies::default());
             let instance = Instance { id: id.clone(), display_name, created, deleted, policies };
-            let bind = |principal| Binding { principal, role: Role::Manager, instance: id.clone() };
+            let bind = |principal| Binding {
+                id: Uuid::new_v4().into(),
+                subject: BindingSubject::Principal(principal),
+                role: Role::Manager,
+                scope: Scope::all(id.clone()),
+                created: service.now().time,
+                created_by: call.principal.as_str().into(),
+            };
             let bindings: Vec<_> = managers.into_iter().map(bind).collect();
             let mut event =
                 service.event(&call.caller, call.method.action, (&subject, Outcome::Success));
             for binding in &bindings {
-                event.details.push(("manager".into(), binding.principal.to_string()));
+                event.details.push(("manager".into(), binding.subject.to_string()));
             }
             let change = Change {
                 instance: Some(InstanceWrite::Insert(instance.clone(), bindings.clone())),
@@ -84,7 +94,7 @@ impl Service {
             };
             service.store.commit(change).await?;
             let tenant = service.tenants.insert(instance);
-            service.rebind(|stored| stored.extend(bindings));
+            service.rebind(|all| all.extend(bindings.into_iter().map(Arc::new)));
             service.publish(vec![event]).await;
             Ok(Answer::recorded(service.report(&tenant)))
         })
@@ -166,7 +176,7 @@ impl Service {
                 tenant.reopen();
                 return Err(error.into());
             }
-            service.rebind(|stored| stored.retain(|binding| binding.instance != id));
+            service.rebind(|all| all.retain(|binding| binding.scope.instance != id));
             service.publish(vec![event]).await;
             Ok(Answer::recorded(()))
         })

@@ -9,10 +9,10 @@
 use std::sync::Arc;
 
 use super::registry::Slot;
-use super::{Answer, Call, Service, interrupted, state_detail, within};
+use super::{Answer, Asked, Call, Service, interrupted, state_detail, within};
 use crate::domain::{
-    Alias, Event, Force, Key, KeyAction, KeyDetails, KeyName, KeyRingId, Malformed, Moment,
-    NewKeyEvent, Outcome, Registered, RotationPeriod,
+    Alias, Event, Force, Key, KeyAction, KeyDetails, KeyName, KeyRingId, KeyRingName, Malformed,
+    Moment, NewKeyEvent, Outcome, Registered, RotationPeriod,
 };
 use crate::error::Error;
 use crate::store::{Change, KeyWrite, StoreError};
@@ -163,6 +163,12 @@ impl Service {
         etag: String,
         update: Update,
     ) -> Result<Answer<Arc<Key>>, Error> {
+        // To move a key needs the permission on both rings.
+        if let Some(ring) = update.ring.clone() {
+            let to = KeyRingName { instance: name.instance.clone(), ring };
+            self.enter_too(call, Asked::Ring(&to))
+                .or_else(|denied| self.stays(&name, &to).then_some(()).ok_or(denied))?;
+        }
         let (service, call) = (Arc::clone(self), call.clone());
         self.change(call.clone(), async move {
             let slot = service.registry.find(&name)?;
@@ -186,6 +192,11 @@ impl Service {
             changed
         })
         .await
+    }
+
+    /// Whether that is the ring that the key is in.
+    fn stays(&self, key: &KeyName, ring: &KeyRingName) -> bool {
+        self.registry.find(key).is_ok_and(|slot| slot.key().ring == ring.ring)
     }
 
     /// One key.

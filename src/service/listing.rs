@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::{Answer, Call, Service};
 use crate::audit::{AuditError, Cursor, Query, Record};
 use crate::domain::{
-    InstanceId, Key, KeyId, KeyName, KeyRingId, KeyState, Malformed, Timestamp, Version,
+    InstanceId, Key, KeyId, KeyName, KeyRingId, KeyState, Malformed, Place, Timestamp, Version,
 };
 use crate::error::{Error, Reason};
 
@@ -57,20 +57,22 @@ pub struct AuditQuery {
 }
 
 impl Service {
-    /// Keys of an instance, oldest first.
+    /// Keys of an instance that the caller may see, oldest first.
     ///
     /// # Errors
     /// FIELD_INVALID for a page token that is none of ours.
     pub fn list_keys(
         &self,
-        _call: &Call,
+        call: &Call,
         query: &KeyQuery,
     ) -> Result<Answer<Listed<Arc<Key>>>, Error> {
         let mut place = parse_place(&query.page_token)?;
         let search = query.search.to_lowercase();
         let now = self.now();
+        let sight = self.sight(call, &query.instance);
         let wanted = |key: &Key| {
-            query.states.contains(&key.state(now))
+            sight.shows(Place::of(key))
+                && query.states.contains(&key.state(now))
                 && query.ring.as_ref().is_none_or(|ring| key.ring == *ring)
                 && key.history.purging.is_none()
                 && matches_search(key, &search)

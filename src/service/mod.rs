@@ -5,11 +5,14 @@
 //! that skips authorization does not compile. Order of refusals, everywhere:
 //! authentication, permission, form, existence, state, timing, HSM.
 
+mod access;
 mod admin;
 mod budget;
 mod campaigns;
 mod crypto;
+mod entry;
 mod events;
+mod explain;
 mod impact;
 mod imports;
 mod instances;
@@ -42,7 +45,9 @@ use uuid::Uuid;
 pub use admin::{HsmReport, ServerReport};
 pub use campaigns::CampaignReport;
 pub use crypto::{DekAction, DekAnswer, DekRequest};
+pub use entry::Asked;
 pub use events::EventAnswer;
+pub use explain::{Explanation, Finding, Tested};
 pub use impact::{Impact, ImpactWanted, KeyChange, KindImpact};
 pub use imports::TokenAndAlgorithms;
 pub use instances::{InstanceReport, Metrics, NewInstance};
@@ -58,7 +63,7 @@ use crate::audit::Audit;
 use crate::clock::{Clock, ClockSource, Trust};
 use crate::domain::event::DAEMON;
 use crate::domain::{
-    Binding, Bindings, Event, Instance, InstanceId, Ipv4Net, Key, KeyAction, KeyState, Malformed,
+    Binding, Bindings, Event, Gift, Instance, InstanceId, Ipv4Net, Key, KeyAction, KeyState,
     Moment, Outcome, Permission, PrincipalId, Profile,
 };
 use crate::error::{Error, Reason};
@@ -144,8 +149,8 @@ pub struct Settings {
 /// Who may do what by the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Configured {
-    /// Roles on instances.
-    pub bindings: Vec<Binding>,
+    /// What it gives, each once: from then on the store says who has it.
+    pub bindings: Vec<Gift>,
     /// Who may make and delete instances.
     pub operators: Vec<PrincipalId>,
 }
@@ -164,10 +169,11 @@ pub struct Service {
     key_events: watch::Sender<u64>,
     /// Instances are made one at a time (docs/adr/0004).
     making_instances: tokio::sync::Mutex<()>,
+    /// Who may do what now.
     bindings: ArcSwap<Bindings>,
-    configured: Configured,
-    /// Bindings that the store holds.
-    stored_bindings: Mutex<Vec<Binding>>,
+    /// What that is made of.
+    all_bindings: Mutex<Vec<Arc<Binding>>>,
+    operators: Vec<PrincipalId>,
     intents: Intents,
     /// Keys under which DEKs were unwrapped since that was last written down.
     unwrapped: Mutex<Vec<Arc<Slot>>>,
@@ -199,6 +205,7 @@ impl Service {
             instances,
             rings,
             bindings,
+            configured: taken_over,
             import_tokens,
             registered,
             wrap_grants,
@@ -220,8 +227,8 @@ impl Service {
             key_events: watch::Sender::new(0),
             making_instances: tokio::sync::Mutex::default(),
             bindings: ArcSwap::default(),
-            configured,
-            stored_bindings: Mutex::new(bindings),
+            all_bindings: Mutex::new(bindings.into_iter().map(Arc::new).collect()),
+            operators: configured.operators,
             unwrapped: Mutex::default(),
             changes: TaskTracker::new(),
             under_way: Mutex::default(),
@@ -234,10 +241,11 @@ impl Service {
             clock,
             settings,
         });
-        service.rebind(|_stored| {});
         for id in missing {
             service.add_configured(id);
         }
+        service.rebind(|_all| {});
+        service.take_over(&configured.bindings, &taken_over);
         service.forget_published(published.into_iter().map(|(event, _)| event.id).collect());
         Ok(service)
     }
@@ -249,58 +257,6 @@ impl Service {
         self.tenants.insert(instance.clone());
         let instance = Some(InstanceWrite::Insert(instance, Vec::new()));
         drop(self.store.commit(Change { instance, ..Change::default() }));
-    }
-
-    /// Alters the bindings that the store holds, and with them who may do what.
-    fn rebind(&self, alter: impl FnOnce(&mut Vec<Binding>)) {
-        let mut stored = self.stored_bindings.lock();
-        alter(&mut stored);
-        let Configured { bindings, operators } = self.configured.clone();
-        let bindings = bindings.into_iter().chain(stored.iter().cloned());
-        self.bindings.store(Arc::new(Bindings::new(bindings, operators)));
-    }
-
-    /// Lets a caller in who has the method's permission: on the instance that
-    /// the request names, or on any instance if it names none.
-    ///
-    /// # Errors
-    /// UNAUTHENTICATED, PERMISSION_DENIED, and only then FIELD_INVALID.
-    pub fn enter(
-        &self,
-        caller: &Arc<Caller>,
-        method: &'static Method,
-        instance: Result<Option<&InstanceId>, Malformed>,
-    ) -> Result<Call, Error> {
-        let principal = caller.principal.as_ref().ok_or_else(Error::unauthenticated)?;
-        let bindings = self.bindings.load();
-        let allowed = match instance {
-            Ok(Some(instance)) => {
-                bindings.allow(principal, method.permission, instance)
-                    && self.answers(caller, principal, method.permission, instance)
-            }
-            Ok(None) | Err(_) => bindings.allow_anywhere(principal, method.permission),
-        };
-        if !allowed {
-            return Err(Error::denied());
-        }
-        instance?;
-        Ok(Call { caller: Arc::clone(caller), principal: principal.clone(), method })
-    }
-
-    /// Whether the instance is there and its policies let the caller in from where
-    /// it is. An operator who manages the instance gets at its policies from
-    /// everywhere: else a wrong one could never be put right.
-    fn answers(
-        &self,
-        caller: &Caller,
-        principal: &PrincipalId,
-        permission: Permission,
-        instance: &InstanceId,
-    ) -> bool {
-        let Some(tenant) = self.tenants.open(instance) else { return false };
-        let rescue = permission == Permission::ManagePolicies
-            && self.configured.operators.contains(principal);
-        rescue || tenant.answers(caller.source_ip, &self.settings.private_networks)
     }
 
     /// Counts a call, where the instance's metrics policy wants it.
@@ -453,7 +409,7 @@ fn missing_instances(
     configured: &Configured,
 ) -> BTreeSet<InstanceId> {
     let named = keys.iter().map(|key| &key.instance);
-    let named = named.chain(configured.bindings.iter().map(|binding| &binding.instance));
+    let named = named.chain(configured.instances());
     let known: HashSet<_> = instances.iter().map(|instance| &instance.id).collect();
     named.filter(|id| !known.contains(id)).cloned().collect()
 }

@@ -11,7 +11,7 @@ use super::keys::Effect;
 use super::registry::Slot;
 use super::{Answer, Call, Service, daemon_event, within};
 use crate::domain::event::DAEMON;
-use crate::domain::{Event, Key, KeyName, Moment, ObjectId, Timestamp};
+use crate::domain::{Area, Event, Key, KeyName, Moment, ObjectId, Scope, Timestamp};
 use crate::error::{Error, Reason};
 use crate::store::{Change, Intent, IntentStage, Tombstone};
 
@@ -71,6 +71,9 @@ impl Service {
         };
         self.store.commit(change).await?;
         self.registry.remove(&key);
+        // Those on it went with it.
+        let scope = Scope { instance: key.instance.clone(), area: Area::Key(key.id) };
+        self.rebind(|all| all.retain(|binding| binding.scope != scope));
         for object in objects {
             self.intents.end(object);
         }

@@ -10,10 +10,11 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use uuid::Uuid;
 
+use super::entry::Sight;
 use super::registry::Slot;
 use super::{Answer, Call, Listed, Service, within};
 use crate::domain::{
-    Crn, CrnPattern, Event, InstanceId, Key, KeyId, KeyName, KeyState, Malformed, Outcome,
+    Crn, CrnPattern, Event, InstanceId, Key, KeyId, KeyName, KeyState, Malformed, Outcome, Place,
     Registered, Registration, RegistrationId, RegistrationName, ResourceKind, VersionId,
 };
 use crate::error::{Error, Reason};
@@ -195,13 +196,14 @@ impl Service {
         Ok(Answer::about(registration, name))
     }
 
-    /// Registrations of a key or an instance, by resource.
+    /// Registrations of a key, or of the keys of an instance that the caller may see, by
+    /// resource.
     ///
     /// # Errors
     /// KEY_NOT_FOUND; FIELD_INVALID for a page token that is none of ours.
     pub async fn list_registrations(
         &self,
-        _call: &Call,
+        call: &Call,
         wanted: RegistrationsWanted,
     ) -> Result<Answer<Listed<Registration>>, Error> {
         let RegistrationsWanted { instance, key, page_size, page_token, resources, preventing } =
@@ -212,6 +214,8 @@ impl Service {
         };
         let key = key.map(|name| self.registry.find(&name)).transpose()?;
         let key = key.map(|slot| slot.key().id);
+        // The permission on the one key was asked for already.
+        let sight = key.is_none().then(|| self.sight(call, &instance));
         let after = parse_place(&page_token)?;
         let limit = page_size + 1;
         let query = RegistrationQuery { instance, key, resources, preventing, after, limit };
@@ -222,6 +226,9 @@ impl Service {
             Some(last) => place_token(last),
             None => String::new(),
         };
+        if let Some(sight) = sight {
+            items.retain(|it| self.shows_key(&sight, it.key));
+        }
         Ok(Answer::about(Listed { items, next_page_token }, about))
     }
 
@@ -318,6 +325,12 @@ impl Service {
         let prevents = registration.prevents_deletion.to_string();
         event.details.push(("prevent_key_deletion".into(), prevents));
         event
+    }
+
+    /// A key that is gone is seen by who may see the whole instance.
+    pub(super) fn shows_key(&self, sight: &Sight, key: KeyId) -> bool {
+        sight.is_all()
+            || self.registry.by_id(key).is_some_and(|slot| sight.shows(Place::of(&slot.key())))
     }
 
     fn slot_of(&self, name: &RegistrationName) -> Result<Arc<Slot>, Error> {

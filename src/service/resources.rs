@@ -6,13 +6,14 @@
 
 use std::sync::Arc;
 
+use super::entry::Sight;
 use super::registrations::RegistrationsWanted;
-use super::{Answer, Call, Listed, Service};
+use super::{Answer, Asked, Call, Listed, Service};
 use crate::domain::resource_action::Need;
 use crate::domain::resource_status::{Attachment, Authorization, Cell, Subject, cell};
 use crate::domain::{
-    Condition, Crn, CrnPattern, InstanceId, Key, KeyName, Malformed, Permission, PrincipalId,
-    Registration, ResourceAction, ResourceKind,
+    Condition, Crn, CrnPattern, InstanceId, Key, KeyName, Malformed, Permission, Place,
+    PrincipalId, Registration, ResourceAction, ResourceKind,
 };
 use crate::error::{Error, Reason};
 use crate::store::RegistrationQuery;
@@ -99,17 +100,17 @@ enum Found {
 }
 
 impl Service {
-    /// What one resource is.
+    /// What one resource is, by keys that the caller may all see.
     ///
     /// # Errors
-    /// RESOURCE_NOT_FOUND, or of the store.
+    /// PERMISSION_DENIED, RESOURCE_NOT_FOUND, or of the store.
     pub async fn resource_status(
         &self,
-        _call: &Call,
+        call: &Call,
         instance: &InstanceId,
         resource: &Crn,
     ) -> Result<Answer<ResourceReport>, Error> {
-        let report = self.find(instance, resource).await?.report(resource);
+        let report = self.find(call, instance, resource).await?.report(resource);
         let about = report.subject_name();
         Ok(Answer::about(report, about))
     }
@@ -134,10 +135,11 @@ impl Service {
         Ok(Answer::about(Listed { items, next_page_token }, about))
     }
 
-    /// Whether something can be done with a resource now, or why not.
+    /// Whether something can be done with a resource now, or why not. A caller who may
+    /// not see every key concerned cannot ask: half an answer would be a wrong one.
     ///
     /// # Errors
-    /// RESOURCE_NOT_FOUND, KEY_NOT_FOUND, FIELD_INVALID, or of the store.
+    /// PERMISSION_DENIED, RESOURCE_NOT_FOUND, KEY_NOT_FOUND, FIELD_INVALID, or of the store.
     pub async fn check_action(
         &self,
         call: &Call,
@@ -147,7 +149,7 @@ impl Service {
         let (report, refusal) = match target {
             Target::New(key, kind) => self.check_new_resource(call, action, &key, kind)?,
             Target::Resource(resource) => {
-                let found = self.find(&instance, &resource).await?;
+                let found = self.find(call, &instance, &resource).await?;
                 let report = found.report(&resource);
                 let attachment = attachment(report.attached_to.as_ref());
                 let need = action.needs(report.subject, attachment)?;
@@ -168,7 +170,7 @@ impl Service {
                         let problem = "must be attached to a virtual server";
                         let server = report.attached_to.clone();
                         let server = server.ok_or_else(|| Malformed::new("resource", problem))?;
-                        self.volumes_of(&instance, &server).await?
+                        self.volumes_of(call, &instance, &server).await?
                     }
                     Found::Resource(all) | Found::Server(all) => all,
                 };
@@ -188,9 +190,10 @@ impl Service {
     ) -> Result<(ResourceReport, Option<Error>), Error> {
         let subject = Subject::Registered(kind);
         let need = action.needs(subject, Attachment::StandAlone)?;
+        self.enter_too(call, Asked::Key(key))?;
         let key = self.registry.find(key)?.key();
         let condition = Condition::of(&key, self.now());
-        let authorization = self.authorization(&call.principal, &key.instance);
+        let authorization = self.authorization(&call.principal, &key);
         let refusal = need.met(condition, authorization).err();
         let condition = condition.with(authorization);
         let report = ResourceReport {
@@ -206,7 +209,12 @@ impl Service {
     }
 
     /// What that CRN names, with the worst first.
-    async fn find(&self, instance: &InstanceId, resource: &Crn) -> Result<Found, Error> {
+    async fn find(
+        &self,
+        call: &Call,
+        instance: &InstanceId,
+        resource: &Crn,
+    ) -> Result<Found, Error> {
         let query = RegistrationQuery {
             instance: instance.clone(),
             key: None,
@@ -215,13 +223,18 @@ impl Service {
             after: None,
             limit: MOST_TOGETHER,
         };
+        let sight = self.sight(call, instance);
         let registrations = self.protected(self.store.list_registrations(query).await?);
+        check_sight(&sight, &registrations)?;
         if !registrations.is_empty() {
             return Ok(Found::Resource(worst_first(registrations)));
         }
-        let volumes = self.volumes_of(instance, resource).await?;
+        let volumes = self.volumes_of(call, instance, resource).await?;
         if !volumes.is_empty() {
             return Ok(Found::Server(volumes));
+        }
+        if !sight.is_all() {
+            return Err(Error::denied());
         }
         let message = format!(
             "no resource {resource} is registered, and no registered volume is attached to it"
@@ -233,12 +246,14 @@ impl Service {
     /// Volumes that are attached to a virtual server, the worst first.
     async fn volumes_of(
         &self,
+        call: &Call,
         instance: &InstanceId,
         server: &Crn,
     ) -> Result<Vec<Protected>, Error> {
         let attached = self.store.list_attached(instance, server.as_str(), MOST_TOGETHER).await?;
         let mut volumes = self.protected(attached);
         volumes.retain(|it| it.subject().is_volume());
+        check_sight(&self.sight(call, instance), &volumes)?;
         Ok(worst_first(volumes))
     }
 
@@ -252,16 +267,15 @@ impl Service {
             }
             let condition = Condition::of(&key, now);
             let registered_by = registration.created_by.parse::<PrincipalId>();
-            let authorization = registered_by.map_or(Authorization::Removed, |principal| {
-                self.authorization(&principal, &registration.instance)
-            });
+            let authorization = registered_by
+                .map_or(Authorization::Removed, |principal| self.authorization(&principal, &key));
             Some(Protected { registration, key, condition, authorization })
         };
         registrations.into_iter().filter_map(with_key).collect()
     }
 
-    fn authorization(&self, principal: &PrincipalId, instance: &InstanceId) -> Authorization {
-        if self.bindings.load().allow(principal, Permission::UseKeys, instance) {
+    fn authorization(&self, principal: &PrincipalId, key: &Key) -> Authorization {
+        if self.bindings.load().allow(principal, Permission::UseKeys, Place::of(key)) {
             Authorization::Held
         } else {
             Authorization::Removed
@@ -344,6 +358,11 @@ fn refusal(need: Need, concerned: &[Protected]) -> Option<Error> {
         Some(Error::from(hindrance).about(it.key.name()))
     };
     concerned.iter().find_map(refused)
+}
+
+fn check_sight(sight: &Sight, concerned: &[Protected]) -> Result<(), Error> {
+    let seen = concerned.iter().all(|it| sight.shows(Place::of(&it.key)));
+    if seen { Ok(()) } else { Err(Error::denied()) }
 }
 
 const fn attachment(to: Option<&Crn>) -> Attachment {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::keys::Effect;
 use super::registry::Count;
 use super::{Answer, Call, Listed, Service, within};
-use crate::domain::{InstanceId, Key, KeyRing, KeyRingId, KeyRingName, Malformed, Outcome};
+use crate::domain::{
+    Area, InstanceId, Key, KeyRing, KeyRingId, KeyRingName, Malformed, Outcome, Place, Scope,
+};
 use crate::error::{Error, Reason};
 use crate::store::{Change, RingWrite};
 
@@ -65,13 +67,13 @@ impl Service {
         .await
     }
 
-    /// Key rings of an instance, by name.
+    /// Key rings of an instance that the caller may see, by name.
     ///
     /// # Errors
     /// INSTANCE_NOT_FOUND; FIELD_INVALID for a page token that is none of ours.
     pub fn list_rings(
         &self,
-        _call: &Call,
+        call: &Call,
         instance: InstanceId,
         (page_size, page_token): (usize, &str),
     ) -> Result<Answer<Listed<RingReport>>, Error> {
@@ -81,7 +83,9 @@ impl Service {
             token => Some(token.parse::<KeyRingId>().map_err(|bad| bad.of("page_token"))?),
         };
         // At most 50, so all of them are looked at.
+        let sight = self.sight(call, &instance);
         let mut rings = tenant.rings();
+        rings.retain(|(id, _)| sight.shows(Place::Ring(&instance, id)));
         rings.retain(|(id, _)| after.as_ref().is_none_or(|after| id > after));
         let more = rings.len() > page_size;
         rings.truncate(page_size);
@@ -163,6 +167,9 @@ impl Service {
             ..Change::default()
         };
         self.store.commit(change).await?;
+        // Those on it went with it.
+        let scope = Scope { instance: name.instance.clone(), area: Area::Ring(name.ring.clone()) };
+        self.rebind(|all| all.retain(|binding| binding.scope != scope));
         self.publish(vec![event]).await;
         Ok(moved)
     }

@@ -323,7 +323,7 @@ impl Tenant {
     }
 }
 
-fn no_ring(instance: &InstanceId, ring: &KeyRingId) -> Error {
+pub(super) fn no_ring(instance: &InstanceId, ring: &KeyRingId) -> Error {
     Error::new(Reason::KeyRingNotFound, format!("there is no key ring {ring}"))
         .about(format!("instances/{instance}/keyRings/{ring}"))
 }

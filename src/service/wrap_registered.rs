@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::crypto::{DekAnswer, DekRequest};
 use super::registrations::{NewRegistration, check_new};
-use super::{Caller, Method, Service, within};
+use super::{Asked, Caller, Method, Service, within};
 use crate::domain::{KeyAction, KeyName, Malformed};
 use crate::error::{Error, Reason};
 
@@ -57,7 +57,7 @@ impl Service {
                 return Err(Malformed::new("resource", "must be the one that is registered").into());
             }
             let key: KeyName = name.0.parse()?;
-            let call = self.enter(caller, registering, Ok(Some(&key.instance)))?;
+            let call = self.enter(caller, registering, Ok(Asked::Key(&key)))?;
             check_new(&call, &new)?;
             asked = Some((call, new));
             Ok(())

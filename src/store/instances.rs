@@ -1,13 +1,13 @@
-//! Rows of instances with their policies, bindings and key rings.
+//! Rows of instances with their policies, and of key rings.
 
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
 use super::rows::{Result, RowError, just_one, parsed, time};
-use super::{InstanceWrite, RingWrite, StoreError};
+use super::{InstanceWrite, RingWrite, StoreError, bindings};
 use crate::domain::policy::{AllowedNetwork, CreateImportAccess};
 use crate::domain::{
-    Binding, Instance, KeyRing, Malformed, Policies, Role, RotationPeriod, Timestamp,
+    Area, Instance, KeyRing, Malformed, Policies, RotationPeriod, Scope, Timestamp,
 };
 
 /// Adds, alters or takes away an instance.
@@ -15,7 +15,7 @@ pub(super) fn write(transaction: &Connection, write: &InstanceWrite) -> Result<(
     match write {
         InstanceWrite::Insert(instance, bindings) => {
             insert(transaction, instance)?;
-            bindings.iter().try_for_each(|binding| insert_binding(transaction, binding))
+            bindings.iter().try_for_each(|binding| bindings::insert(transaction, binding))
         }
         InstanceWrite::Update(instance) => update(transaction, instance),
     }
@@ -72,31 +72,6 @@ pub(super) fn load(connection: &Connection) -> Result<Vec<Instance>> {
     Ok(instances)
 }
 
-fn insert_binding(transaction: &Connection, binding: &Binding) -> Result<()> {
-    let Binding { principal, role, instance } = binding;
-    let sql = "INSERT INTO bindings (principal, role, instance) VALUES (?1, ?2, ?3)";
-    let (principal, instance) = (principal.as_str(), instance.as_str());
-    transaction.prepare_cached(sql)?.execute(params![principal, role.name(), instance])?;
-    Ok(())
-}
-
-/// Every binding that is not in the configuration.
-pub(super) fn load_bindings(connection: &Connection) -> Result<Vec<Binding>> {
-    let mut statement = connection.prepare("SELECT * FROM bindings")?;
-    let mut rows = statement.query([])?;
-    let mut bindings = Vec::new();
-    while let Some(row) = rows.next()? {
-        let named = |what: &'static str| corrupt("bindings", what);
-        let role: String = row.get("role")?;
-        bindings.push(Binding {
-            principal: parsed(row, "principal", &named)?,
-            role: Role::named(&role).ok_or_else(|| named("has a role that is none"))?,
-            instance: parsed(row, "instance", &named)?,
-        });
-    }
-    Ok(bindings)
-}
-
 /// Adds or takes away a ring.
 pub(super) fn write_ring(transaction: &Connection, write: &RingWrite) -> Result<()> {
     match write {
@@ -112,6 +87,8 @@ pub(super) fn write_ring(transaction: &Connection, write: &RingWrite) -> Result<
             Ok(())
         }
         RingWrite::Remove(KeyRing { instance, id, created: _, created_by: _ }) => {
+            let scope = Scope { instance: instance.clone(), area: Area::Ring(id.clone()) };
+            bindings::remove_on(transaction, &scope)?;
             let sql = "DELETE FROM key_rings WHERE instance = ?1 AND id = ?2";
             just_one(transaction.prepare_cached(sql)?.execute([instance.as_str(), id.as_str()])?)
         }

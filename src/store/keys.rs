@@ -9,11 +9,11 @@ use rusqlite::{Connection, Row, named_params, params};
 use super::rows::{
     Result, RowError, corrupt, generation_number, halves, just_one, moment, parsed, time,
 };
-use super::{StoreError, Tombstone};
+use super::{StoreError, Tombstone, bindings};
 use crate::domain::deletion::Authorization;
 use crate::domain::{
-    Alias, History, Key, KeyDetails, KeyId, Malformed, ObjectId, PrincipalId, RotationPeriod,
-    Timestamp, Version, VersionId,
+    Alias, Area, History, Key, KeyDetails, KeyId, Malformed, ObjectId, PrincipalId, RotationPeriod,
+    Scope, Timestamp, Version, VersionId,
 };
 
 /// Adds a key.
@@ -169,6 +169,8 @@ pub(super) fn purge_key(transaction: &Connection, tombstone: &Tombstone) -> Resu
         purged_by,
         serde_json::Value::from(versions).to_string(),
     ])?;
+    let scope = Scope { instance: key.instance.clone(), area: Area::Key(key.id) };
+    bindings::remove_on(transaction, &scope)?;
     for version in key.versions.iter() {
         let grants = "DELETE FROM wrap_grants WHERE version = ?1";
         transaction.prepare_cached(grants)?.execute([version.id.as_bytes()])?;

@@ -4,6 +4,7 @@
 //! A `Change` is one transaction. A change of a key names the generation that it
 //! was made from, and does not go through if the row has another one.
 
+mod bindings;
 mod clock;
 #[cfg(test)]
 mod conformance;
@@ -29,9 +30,9 @@ use uuid::Uuid;
 pub use sqlite::Sqlite;
 
 use crate::domain::{
-    Binding, Campaign, CrnPattern, Event, ImportToken, Instance, InstanceId, Key, KeyEvent, KeyId,
-    KeyRing, NewKeyEvent, ObjectId, PrincipalId, Registered, Registration, RegistrationId,
-    ResourceKind, RunTime, Timestamp, VersionId,
+    Binding, BindingId, Campaign, CrnPattern, Event, Gift, ImportToken, Instance, InstanceId, Key,
+    KeyEvent, KeyId, KeyRing, NewKeyEvent, ObjectId, PrincipalId, Registered, Registration,
+    RegistrationId, ResourceKind, RunTime, Timestamp, VersionId,
 };
 
 /// The store could not do what was asked.
@@ -146,8 +147,10 @@ pub struct Snapshot {
     pub instances: Vec<Instance>,
     /// Those other than `default`, in no order.
     pub rings: Vec<KeyRing>,
-    /// Those that are not in the configuration, in no order.
+    /// In no order.
     pub bindings: Vec<Binding>,
+    /// What was taken over from the configuration, in no order.
+    pub configured: Vec<Gift>,
     /// At most one of an instance.
     pub import_tokens: Vec<ImportToken>,
     /// How many resources are registered against each key that has any.
@@ -289,12 +292,14 @@ pub struct Change {
     pub events: Vec<Event>,
     /// Ids of events that have left the outbox for the audit log.
     pub published: Vec<[u8; 16]>,
-    /// The key that is no more: its row goes, with all that hangs on it.
+    /// The key that is no more: its row goes, with all that hangs on it, bindings too.
     pub purge: Option<Tombstone>,
     /// The instance that is added, altered or taken away.
     pub instance: Option<InstanceWrite>,
     /// The ring that is added or taken away.
     pub ring: Option<RingWrite>,
+    /// The binding that is added or taken away.
+    pub binding: Option<BindingWrite>,
     /// The import token of an instance, as it shall be.
     pub import_token: Option<ImportTokenWrite>,
     /// The registration that is added, altered or taken away.
@@ -332,8 +337,19 @@ pub enum InstanceWrite {
 pub enum RingWrite {
     /// It is new.
     Insert(KeyRing),
-    /// It holds no key.
+    /// It holds no key. Bindings on it go.
     Remove(KeyRing),
+}
+
+/// How a binding is written.
+#[derive(Debug)]
+pub enum BindingWrite {
+    /// It is new.
+    Insert(Binding),
+    /// The configuration gives it, for the first time; `None` if it is there already.
+    TakeOver(Option<Binding>, Gift),
+    /// It goes.
+    Remove(BindingId),
 }
 
 /// How an import token is written.

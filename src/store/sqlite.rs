@@ -20,7 +20,8 @@ use uuid::Uuid;
 use super::rows::RowError;
 use super::{
     Change, KeyWrite, Pending, RegistrationCount, RegistrationQuery, Request, Snapshot, Store,
-    StoreError, clock, imports, instances, intents, key_events, keys, outbox, registrations,
+    StoreError, bindings, clock, imports, instances, intents, key_events, keys, outbox,
+    registrations,
 };
 use crate::domain::{
     InstanceId, KeyEvent, KeyId, PrincipalId, Registration, RegistrationId, RunTime,
@@ -281,6 +282,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
         purge,
         instance,
         ring,
+        binding,
         import_token,
         registration,
         wrap_grant,
@@ -305,6 +307,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
     some(purge.as_ref().map(|tombstone| keys::purge_key(transaction, tombstone)))?;
     some(instance.as_ref().map(|write| instances::write(transaction, write)))?;
     some(ring.as_ref().map(|write| instances::write_ring(transaction, write)))?;
+    some(binding.as_ref().map(|write| bindings::write(transaction, write)))?;
     some(import_token.as_ref().map(|write| imports::write(transaction, write)))?;
     some(registration.as_ref().map(|write| registrations::write(transaction, write)))?;
     some(wrap_grant.map(|(version, n)| keys::grant_wraps(transaction, version, n)))?;
@@ -326,7 +329,8 @@ fn load(connection: &Connection) -> Result<Snapshot, RowError> {
         outbox: outbox::load_outbox(connection)?,
         instances: instances::load(connection)?,
         rings: instances::load_rings(connection)?,
-        bindings: instances::load_bindings(connection)?,
+        bindings: bindings::load(connection)?,
+        configured: bindings::load_configured(connection)?,
         import_tokens: imports::load(connection)?,
         registered: registrations::load_counts(connection)?,
         wrap_grants: keys::load_wrap_grants(connection)?,
@@ -450,10 +454,11 @@ fn unavailable(
 /// "rkey": whose database it is.
 const APPLICATION_ID: i64 = 0x726b_6579;
 /// The tables, from nothing to now. Never edited, only added to.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("migrations/sqlite/0001_keys.sql"),
     include_str!("migrations/sqlite/0002_life_cycle.sql"),
     include_str!("migrations/sqlite/0003_resources.sql"),
+    include_str!("migrations/sqlite/0004_access.sql"),
 ];
 /// Changes in one transaction.
 const MOST_TOGETHER: usize = 64;
@@ -509,6 +514,40 @@ mod tests {
         let refusal = Sqlite::open(&path, 1).map(drop).unwrap_err().to_string();
         assert!(refusal.contains("no SQLite database"), "{refusal}");
         assert_eq!(fs::read(&path).unwrap(), garbage);
+    }
+
+    #[test]
+    fn bindings_from_before_there_were_scopes_hold_on_their_instance() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let connection = Connection::open(&path).unwrap();
+        for sql in &MIGRATIONS[..3] {
+            connection.execute_batch(sql).unwrap();
+        }
+        connection
+            .execute_batch(
+                "INSERT INTO instances (id, display_name, created, created_by, policies)
+                     VALUES ('old', '', 7, 'spiffe://td/operator',
+                         '{\"dual_auth_delete\":false,\"metrics\":false,\"generation\":1}');
+                 INSERT INTO bindings VALUES ('spiffe://td/a', 'Manager', 'old'),
+                     ('spiffe://td/b', 'Reader', 'old');",
+            )
+            .unwrap();
+        connection.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        connection.pragma_update(None, "user_version", 3).unwrap();
+        drop(connection);
+        let mut bindings = open(&path).load().unwrap().bindings;
+        bindings.sort_by_key(|binding| binding.subject.to_string());
+        let texts: Vec<_> = bindings
+            .iter()
+            .map(|it| format!("{} {} {}", it.subject, it.role.name(), it.scope))
+            .collect();
+        assert_eq!(
+            texts,
+            ["spiffe://td/a Manager instances/old", "spiffe://td/b Reader instances/old"]
+        );
+        assert_eq!(bindings[0].created, crate::domain::Timestamp::from_micros(7));
+        assert_ne!(bindings[0].id, bindings[1].id);
     }
 
     #[tokio::test]

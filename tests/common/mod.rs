@@ -19,6 +19,7 @@ use aws_lc_rs::rsa::{
     OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey,
 };
 use rootkeyd::api::pb;
+use rootkeyd::api::pb::access_service_client::AccessServiceClient;
 use rootkeyd::api::pb::admin_service_client::AdminServiceClient;
 use rootkeyd::api::pb::audit_service_client::AuditServiceClient;
 use rootkeyd::api::pb::crypto_service_client::CryptoServiceClient;
@@ -61,6 +62,7 @@ pub struct Client {
     pub registrations: RegistrationServiceClient<Channel>,
     pub instances: InstanceServiceClient<Channel>,
     pub resources: ResourceServiceClient<Channel>,
+    pub access: AccessServiceClient<Channel>,
     pub channel: Channel,
 }
 
@@ -285,6 +287,7 @@ impl Client {
             registrations: RegistrationServiceClient::new(channel.clone()),
             instances: InstanceServiceClient::new(channel.clone()),
             resources: ResourceServiceClient::new(channel.clone()),
+            access: AccessServiceClient::new(channel.clone()),
             channel,
         }
     }
@@ -411,6 +414,62 @@ impl Client {
         let (parent, policy) = (parent.into(), Some(policy));
         let request = pb::SetInstancePolicyRequest { parent, policy, etag: String::new() };
         outcome(self.policies.set_instance_policy(request).await)
+    }
+
+    /// Gives a role to a principal.
+    pub async fn bind(
+        &mut self,
+        principal: &str,
+        role: pb::Role,
+        scope: &str,
+    ) -> Result<pb::Binding, Refusal> {
+        let instance = scope.split('/').take(2).collect::<Vec<_>>().join("/");
+        let binding = pb::Binding {
+            principal: principal.into(),
+            role: role.into(),
+            scope: scope.into(),
+            ..Default::default()
+        };
+        let request = pb::CreateBindingRequest { parent: instance, binding: Some(binding) };
+        outcome(self.access.create_binding(request).await)
+    }
+
+    pub async fn unbind(&mut self, name: &str) -> Result<(), Refusal> {
+        let request = pb::DeleteBindingRequest { name: name.into() };
+        outcome(self.access.delete_binding(request).await).map(drop)
+    }
+
+    /// Lets a service use keys.
+    pub async fn authorize(
+        &mut self,
+        service: &str,
+        scope: &str,
+    ) -> Result<pb::ServiceAuthorization, Refusal> {
+        let instance = scope.split('/').take(2).collect::<Vec<_>>().join("/");
+        let new = pb::ServiceAuthorization {
+            service: service.into(),
+            scope: scope.into(),
+            ..Default::default()
+        };
+        let request = pb::CreateServiceAuthorizationRequest {
+            parent: instance,
+            service_authorization: Some(new),
+        };
+        outcome(self.access.create_service_authorization(request).await)
+    }
+
+    pub async fn deauthorize(&mut self, name: &str) -> Result<(), Refusal> {
+        let request = pb::DeleteServiceAuthorizationRequest { name: name.into() };
+        outcome(self.access.delete_service_authorization(request).await).map(drop)
+    }
+
+    /// The authorization of a service on the whole instance `default`.
+    pub async fn authorization_of(&mut self, service: &str) -> String {
+        let parent = "instances/default".into();
+        let request = pb::ListServiceAuthorizationsRequest { parent, ..Default::default() };
+        let listed = outcome(self.access.list_service_authorizations(request).await).unwrap();
+        let mut found = listed.service_authorizations.into_iter();
+        found.find(|it| it.service == service && it.scope == "instances/default").unwrap().name
     }
 
     /// Registers a resource against a key.

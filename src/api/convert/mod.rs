@@ -2,6 +2,7 @@
 //! field does not compile until it is decided what to do with it. A file each for the
 //! services; here is what they have in common.
 
+mod access;
 mod admin;
 mod crypto;
 mod events;
@@ -17,6 +18,10 @@ use sha2::{Digest, Sha256};
 use std::time::Duration;
 use uuid::Uuid;
 
+pub(super) use access::{
+    Resource, address, authorization, binding, new_authorization, new_binding, permissions,
+    tested_methods, tested_resource,
+};
 pub(super) use admin::{audit_event, audit_query, hsm_status, server_info};
 pub(super) use crypto::{
     Register, generate_request, generated, rewrap_request, rewrapped, unwrap_request,
@@ -37,8 +42,16 @@ pub(super) use resources::{
     action_wanted, checked, impact, impact_wanted, resource_status, statuses_wanted,
 };
 
-use crate::domain::{Malformed, Timestamp};
+use crate::domain::{InstanceId, Malformed, Timestamp};
 use crate::service::RequestId;
+
+/// The instance of that name.
+///
+/// # Errors
+/// [`Malformed`], of the field `parent`.
+pub(super) fn instance_of(parent: &str) -> Result<InstanceId, Malformed> {
+    InstanceId::from_parent(parent)
+}
 
 /// 1 to 5000; 0 stands for 200.
 ///

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::super::{convert, methods, pb};
 use super::Edge;
-use crate::service::Service;
+use crate::service::{Asked, Service};
 use pb::admin_service_server::AdminService;
 
 #[tonic::async_trait]
@@ -17,7 +17,7 @@ impl AdminService for Edge {
     ) -> Result<Response<pb::ServerInfo>, Status> {
         let method = &methods::GET_SERVER_INFO;
         let work = |service: Arc<Service>, caller, _| async move {
-            let call = service.enter(&caller, method, Ok(None))?;
+            let call = service.enter(&caller, method, Ok(Asked::Daemon))?;
             Ok(service.server_report(&call))
         };
         self.run(method, request, |_| "", work, convert::server_info).await
@@ -29,7 +29,7 @@ impl AdminService for Edge {
     ) -> Result<Response<pb::HsmStatus>, Status> {
         let method = &methods::GET_HSM_STATUS;
         let work = |service: Arc<Service>, caller, _| async move {
-            let call = service.enter(&caller, method, Ok(None))?;
+            let call = service.enter(&caller, method, Ok(Asked::Daemon))?;
             Ok(service.hsm_report(&call).await)
         };
         self.run(method, request, |_| "", work, convert::hsm_status).await

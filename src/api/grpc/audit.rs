@@ -4,7 +4,8 @@ use tonic::{Request, Response, Status};
 
 use super::super::{convert, methods, pb};
 use super::{Edge, enter_instance};
-use crate::service::Listed;
+use crate::domain::KeyName;
+use crate::service::{Asked, Listed};
 use pb::audit_service_server::AuditService;
 
 #[tonic::async_trait]
@@ -19,7 +20,14 @@ impl AuditService for Edge {
             request,
             |message| &message.parent,
             |service, caller, message| async move {
-                let (call, instance) = enter_instance(&service, &caller, method, &message.parent)?;
+                let key = message.key.parse::<KeyName>().ok();
+                let (call, instance) = match key {
+                    // Who manages the key alone may read what was done with it.
+                    Some(key) if message.parent == format!("instances/{}", key.instance) => {
+                        (service.enter(&caller, method, Ok(Asked::Key(&key)))?, key.instance)
+                    }
+                    Some(_) | None => enter_instance(&service, &caller, method, &message.parent)?,
+                };
                 let query = convert::audit_query(instance, message)?;
                 service.list_audit_events(&call, query).await
             },

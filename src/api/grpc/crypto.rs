@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::super::{convert, methods, pb, refusals};
 use super::{DEFAULT_DEADLINE, Edge, answer, caller_of};
 use crate::domain::Malformed;
-use crate::service::{Caller, DekAnswer, DekRequest, Method, Service};
+use crate::service::{Asked, Caller, DekAnswer, DekRequest, Method, Service};
 use pb::crypto_service_server::CryptoService;
 
 impl Edge {
@@ -84,7 +84,7 @@ impl CryptoService for Edge {
         let method = &methods::BATCH_UNWRAP_DEKS;
         if !(1..=MOST_IN_BATCH).contains(&request.get_ref().requests.len()) {
             let refuse = |service: Arc<Service>, caller, _| async move {
-                service.enter(&caller, method, Ok(None))?;
+                service.enter(&caller, method, Ok(Asked::Anywhere))?;
                 Err(Malformed::new("requests", "must be 1 to 1000").into())
             };
             let never = |never: std::convert::Infallible| match never {};

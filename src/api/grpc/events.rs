@@ -9,11 +9,11 @@ use tonic::{Request, Response, Status};
 
 use super::super::status::status;
 use super::super::{convert, methods, pb};
-use super::{Edge, answer, caller_of, enter_instance, enter_key, scope};
+use super::{Edge, answer, caller_of, enter_key, enter_within};
 use crate::domain::KeyName;
 use crate::domain::campaign::rate;
 use crate::error::Error;
-use crate::service::{Call, Caller, Method, Service};
+use crate::service::{Asked, Call, Caller, Method, Service};
 use pb::event_service_server::EventService;
 
 #[tonic::async_trait]
@@ -28,7 +28,7 @@ impl EventService for Edge {
         let caller = Arc::new(caller_of(&request));
         let pb::WatchKeyEventsRequest { parent, resume_token } = request.into_inner();
         let service = &self.service;
-        let entered = enter_instance(service, &caller, method, &parent);
+        let entered = enter_within(service, &caller, method, &parent);
         let watched = match entered {
             Ok((call, instance)) => {
                 let stopped = self.stopped.clone();
@@ -159,7 +159,7 @@ impl EventService for Edge {
     }
 }
 
-/// Enters with the permission on the instance of a campaign's key.
+/// Enters with the permission on a campaign's key.
 fn enter_campaign(
     service: &Arc<Service>,
     caller: &Arc<Caller>,
@@ -167,8 +167,7 @@ fn enter_campaign(
     name: &str,
 ) -> Result<(Call, KeyName), Error> {
     let key = convert::campaign_key(name);
-    let instance = key.as_ref().map(|key| key.instance.clone()).map_err(|bad| *bad);
-    let call = service.enter(caller, method, scope(&instance))?;
+    let call = service.enter(caller, method, key.as_ref().map(Asked::Key).map_err(|bad| *bad))?;
     Ok((call, key?))
 }
 

@@ -3,7 +3,8 @@
 use tonic::{Request, Response, Status};
 
 use super::super::{convert, methods, pb};
-use super::{Edge, LONGEST_DEADLINE, enter_instance, scope};
+use super::{Edge, LONGEST_DEADLINE, enter_instance};
+use crate::service::Asked;
 use pb::import_service_server::ImportService;
 
 #[tonic::async_trait]
@@ -42,7 +43,11 @@ impl ImportService for Edge {
             |message| &message.name,
             |service, caller, message| async move {
                 let instance = convert::import_token_instance(&message.name);
-                let call = service.enter(&caller, method, scope(&instance))?;
+                let call = service.enter(
+                    &caller,
+                    method,
+                    instance.as_ref().map(Asked::Instance).map_err(|bad| *bad),
+                )?;
                 service.retrieve_import_token(&call, instance?).await
             },
             |token| convert::import_token(token, true),

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::super::{convert, methods, pb};
-use super::{Edge, enter_instance, enter_key};
-use crate::domain::{Force, Key};
-use crate::service::{Listed, Service};
+use super::{Edge, enter_instance, enter_key, enter_within};
+use crate::domain::{Force, InstanceId, Key, KeyRingId, KeyRingName};
+use crate::error::Error;
+use crate::service::{Asked, Call, Caller, Listed, Method, Service};
 use pb::key_service_server::KeyService;
 
 impl Edge {
@@ -52,8 +53,10 @@ impl KeyService for Edge {
             request,
             |message| &message.parent,
             |service, caller, message| async move {
+                let ring = message.key.as_ref().map_or("", |key| &key.key_ring);
+                let method = &methods::CREATE_KEY;
                 let (call, instance) =
-                    enter_instance(&service, &caller, &methods::CREATE_KEY, &message.parent)?;
+                    enter_ring(&service, &caller, method, (&message.parent, ring))?;
                 let (new, request_id) = convert::new_key(instance, message)?;
                 service.create_key(&call, new, request_id).await
             },
@@ -71,8 +74,10 @@ impl KeyService for Edge {
             request,
             |message| &message.parent,
             |service, caller, message| async move {
+                let ring = message.key.as_ref().map_or("", |key| &key.key_ring);
+                let method = &methods::IMPORT_KEY;
                 let (call, instance) =
-                    enter_instance(&service, &caller, &methods::IMPORT_KEY, &message.parent)?;
+                    enter_ring(&service, &caller, method, (&message.parent, ring))?;
                 let (new, request_id) = convert::imported_key(instance, message)?;
                 service.create_key(&call, new, request_id).await
             },
@@ -109,7 +114,7 @@ impl KeyService for Edge {
             |message| &message.parent,
             |service, caller, message| async move {
                 let (call, instance) =
-                    enter_instance(&service, &caller, &methods::LIST_KEYS, &message.parent)?;
+                    enter_within(&service, &caller, &methods::LIST_KEYS, &message.parent)?;
                 service.list_keys(&call, &convert::key_query(instance, message)?)
             },
             |Listed { items, next_page_token }| pb::ListKeysResponse {
@@ -265,4 +270,24 @@ impl KeyService for Edge {
         )
         .await
     }
+}
+
+/// Enters with the permission on the ring that a new key shall be in; on the whole
+/// instance, if that is no name of a ring.
+fn enter_ring(
+    service: &Service,
+    caller: &Arc<Caller>,
+    method: &'static Method,
+    (parent, ring): (&str, &str),
+) -> Result<(Call, InstanceId), Error> {
+    let ring = match ring {
+        "" => Ok(KeyRingId::default_ring()),
+        name => name.parse(),
+    };
+    let (Ok(instance), Ok(ring)) = (InstanceId::from_parent(parent), ring) else {
+        return enter_instance(service, caller, method, parent);
+    };
+    let ring = KeyRingName { instance, ring };
+    let call = service.enter(caller, method, Ok(Asked::Ring(&ring)))?;
+    Ok((call, ring.instance))
 }

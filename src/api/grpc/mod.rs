@@ -2,6 +2,7 @@
 //! encodes. Here is what is common to all of them: who asks, the deadline, and the
 //! record; a file each for the services.
 
+mod access;
 mod admin;
 mod audit;
 mod crypto;
@@ -22,9 +23,9 @@ use uuid::Uuid;
 
 use super::server::Peer;
 use super::{convert, status::status};
-use crate::domain::{InstanceId, KeyName, Malformed};
+use crate::domain::{InstanceId, KeyName};
 use crate::error::Error;
-use crate::service::{Answer, Call, Caller, Method, Service};
+use crate::service::{Answer, Asked, Call, Caller, Method, Service};
 
 /// The services, on the use cases.
 #[derive(Clone)]
@@ -71,7 +72,7 @@ fn answer<T>(result: Result<T, Error>, request_id: &str) -> Result<Response<T>, 
     result.map(Response::new).map_err(|error| status(&error, request_id))
 }
 
-/// Enters with the permission on the instance of a key.
+/// Enters with the permission on a key.
 fn enter_key(
     service: &Service,
     caller: &Arc<Caller>,
@@ -79,12 +80,11 @@ fn enter_key(
     name: &str,
 ) -> Result<(Call, KeyName), Error> {
     let name = convert::key_name(name);
-    let instance = name.as_ref().map(|name| Some(&name.instance)).map_err(|error| *error);
-    let call = service.enter(caller, method, instance)?;
+    let call = service.enter(caller, method, name.as_ref().map(Asked::Key).map_err(|bad| *bad))?;
     Ok((call, name?))
 }
 
-/// Enters with the permission on an instance.
+/// Enters with the permission on the whole of an instance.
 fn enter_instance(
     service: &Service,
     caller: &Arc<Caller>,
@@ -92,12 +92,21 @@ fn enter_instance(
     parent: &str,
 ) -> Result<(Call, InstanceId), Error> {
     let instance = InstanceId::from_parent(parent);
-    let call = service.enter(caller, method, scope(&instance))?;
-    Ok((call, instance?))
+    let asked = instance.as_ref().map(Asked::Instance).map_err(|bad| *bad);
+    Ok((service.enter(caller, method, asked)?, instance?))
 }
 
-fn scope(instance: &Result<InstanceId, Malformed>) -> Result<Option<&InstanceId>, Malformed> {
-    instance.as_ref().map(Some).map_err(|malformed| *malformed)
+/// Enters with the permission on some part of an instance: what the caller may not see
+/// is left out of the answer.
+fn enter_within(
+    service: &Service,
+    caller: &Arc<Caller>,
+    method: &'static Method,
+    parent: &str,
+) -> Result<(Call, InstanceId), Error> {
+    let instance = InstanceId::from_parent(parent);
+    let asked = instance.as_ref().map(Asked::Within).map_err(|bad| *bad);
+    Ok((service.enter(caller, method, asked)?, instance?))
 }
 
 /// Who asks, and until when.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::super::{convert, methods, pb};
-use super::{Edge, enter_key, scope};
+use super::{Edge, enter_key};
 use crate::domain::{InstanceId, KeyName, Malformed, RegistrationName};
 use crate::error::Error;
-use crate::service::{Call, Caller, Listed, Method, Service};
+use crate::service::{Asked, Call, Caller, Listed, Method, Service};
 use pb::registration_service_server::RegistrationService;
 
 #[tonic::async_trait]
@@ -83,8 +83,8 @@ impl RegistrationService for Edge {
             |message| &message.parent,
             |service, caller, message| async move {
                 let place = parent(&message.parent);
-                let scope = place.as_ref().map(|(id, _)| Some(id)).map_err(|bad| *bad);
-                let call = service.enter(&caller, method, scope)?;
+                let asked = place.as_ref().map(asked_of).map_err(|bad| *bad);
+                let call = service.enter(&caller, method, asked)?;
                 let wanted = convert::registrations_wanted(place?, message)?;
                 service.list_registrations(&call, wanted).await
             },
@@ -115,7 +115,7 @@ impl RegistrationService for Edge {
     }
 }
 
-/// Enters with the permission on the instance of a registration.
+/// Enters with the permission on the key of a registration.
 fn enter_named(
     service: &Arc<Service>,
     caller: &Arc<Caller>,
@@ -123,8 +123,8 @@ fn enter_named(
     name: &str,
 ) -> Result<(Call, RegistrationName), Error> {
     let name: Result<RegistrationName, Malformed> = name.parse();
-    let instance = name.as_ref().map(|name| name.key.instance.clone()).map_err(|bad| *bad);
-    let call = service.enter(caller, method, scope(&instance))?;
+    let asked = name.as_ref().map(|name| Asked::Key(&name.key)).map_err(|bad| *bad);
+    let call = service.enter(caller, method, asked)?;
     Ok((call, name?))
 }
 
@@ -135,6 +135,11 @@ pub(super) fn parent(parent: &str) -> Result<(InstanceId, Option<KeyName>), Malf
     }
     let key: KeyName = parent.parse().map_err(|bad: Malformed| bad.of("parent"))?;
     Ok((key.instance.clone(), Some(key)))
+}
+
+/// What is asked about such a parent.
+pub(super) fn asked_of((instance, key): &(InstanceId, Option<KeyName>)) -> Asked<'_> {
+    key.as_ref().map_or(Asked::Within(instance), Asked::Key)
 }
 
 fn of_parent(error: Error) -> Error {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::super::{convert, methods, pb};
-use super::registrations::parent;
-use super::{Edge, enter_instance, enter_key};
+use super::registrations::{asked_of, parent};
+use super::{Edge, enter_key, enter_within};
 use crate::domain::{Crn, Malformed};
 use crate::service::Listed;
 use pb::resource_service_server::ResourceService;
@@ -24,7 +24,7 @@ impl ResourceService for Edge {
             |message| &message.parent,
             |service, caller, message| async move {
                 let pb::GetResourceStatusRequest { parent, resource } = message;
-                let (call, instance) = enter_instance(&service, &caller, method, &parent)?;
+                let (call, instance) = enter_within(&service, &caller, method, &parent)?;
                 let resource: Result<Crn, Malformed> = resource.parse();
                 service.resource_status(&call, &instance, &resource?).await
             },
@@ -44,8 +44,8 @@ impl ResourceService for Edge {
             |message| &message.parent,
             |service, caller, message| async move {
                 let place = parent(&message.parent);
-                let scope = place.as_ref().map(|(id, _)| Some(id)).map_err(|bad| *bad);
-                let call = service.enter(&caller, method, scope)?;
+                let asked = place.as_ref().map(asked_of).map_err(|bad| *bad);
+                let call = service.enter(&caller, method, asked)?;
                 let wanted = convert::statuses_wanted(place?, message)?;
                 service.resource_statuses(&call, wanted).await
             },
@@ -67,7 +67,7 @@ impl ResourceService for Edge {
             request,
             |message| &message.parent,
             |service, caller, message| async move {
-                let entered = enter_instance(&service, &caller, method, &message.parent);
+                let entered = enter_within(&service, &caller, method, &message.parent);
                 let (call, instance) = entered?;
                 let wanted = convert::action_wanted(instance, message)?;
                 service.check_action(&call, wanted).await

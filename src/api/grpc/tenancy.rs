@@ -4,9 +4,9 @@
 use tonic::{Request, Response, Status};
 
 use super::super::{convert, methods, pb};
-use super::{Edge, enter_instance};
+use super::{Edge, enter_instance, enter_within};
 use crate::domain::{InstanceId, KeyRingId, KeyRingName, Malformed};
-use crate::service::Listed;
+use crate::service::{Asked, Listed};
 use pb::instance_service_server::InstanceService;
 use pb::key_ring_service_server::KeyRingService;
 use pb::policy_service_server::PolicyService;
@@ -45,7 +45,7 @@ impl KeyRingService for Edge {
             |message| &message.parent,
             |service, caller, message| async move {
                 let pb::ListKeyRingsRequest { parent, page_size, page_token } = message;
-                let (call, instance) = enter_instance(&service, &caller, method, &parent)?;
+                let (call, instance) = enter_within(&service, &caller, method, &parent)?;
                 let page_size = convert::page_size_of(page_size)?;
                 service.list_rings(&call, instance, (page_size, &page_token))
             },
@@ -69,8 +69,8 @@ impl KeyRingService for Edge {
             |service, caller, message| async move {
                 let pb::DeleteKeyRingRequest { name, force } = message;
                 let name: Result<KeyRingName, Malformed> = name.parse();
-                let scope = name.as_ref().map(|name| Some(&name.instance)).map_err(|bad| *bad);
-                let call = service.enter(&caller, method, scope)?;
+                let asked = name.as_ref().map(Asked::Ring).map_err(|bad| *bad);
+                let call = service.enter(&caller, method, asked)?;
                 service.delete_ring(&call, name?, force).await
             },
             |moved_key_count| pb::DeleteKeyRingResponse { moved_key_count },
@@ -148,7 +148,7 @@ impl InstanceService for Edge {
             request,
             |message| &message.instance_id,
             |service, caller, message| async move {
-                let call = service.enter(&caller, method, Ok(None))?;
+                let call = service.enter(&caller, method, Ok(Asked::Daemon))?;
                 service.create_instance(&call, convert::new_instance(message)?).await
             },
             convert::instance,
@@ -167,8 +167,8 @@ impl InstanceService for Edge {
             |message| &message.name,
             |service, caller, message| async move {
                 let name = InstanceId::from_parent(&message.name).map_err(|bad| bad.of("name"));
-                let scope = name.as_ref().map(Some).map_err(|bad| *bad);
-                let call = service.enter(&caller, method, scope)?;
+                let asked = name.as_ref().map(Asked::Instance).map_err(|bad| *bad);
+                let call = service.enter(&caller, method, asked)?;
                 service.instance(&call, &name?)
             },
             convert::instance,
@@ -187,7 +187,7 @@ impl InstanceService for Edge {
             |_| "",
             |service, caller, message| async move {
                 let pb::ListInstancesRequest { page_size, page_token } = message;
-                let call = service.enter(&caller, method, Ok(None))?;
+                let call = service.enter(&caller, method, Ok(Asked::Daemon))?;
                 let page_size = convert::page_size_of(page_size)?;
                 service.list_instances(&call, (page_size, &page_token))
             },
@@ -209,7 +209,7 @@ impl InstanceService for Edge {
             request,
             |message| &message.name,
             |service, caller, message| async move {
-                let call = service.enter(&caller, method, Ok(None))?;
+                let call = service.enter(&caller, method, Ok(Asked::Daemon))?;
                 let name = InstanceId::from_parent(&message.name).map_err(|bad| bad.of("name"));
                 service.delete_instance(&call, name?).await
             },
