@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use crate::api::{Identity, Limits};
 use crate::audit;
+use crate::auth::mtls::Mapping;
 use crate::domain::{Binding, Ipv4Net, Malformed, PrincipalId, Profile, Role};
 use crate::hsm;
 use crate::service;
@@ -130,6 +131,8 @@ struct File {
     #[serde(default)]
     audit: AuditTable,
     #[serde(default)]
+    limits: LimitsTable,
+    #[serde(default)]
     log: Log,
     #[serde(default)]
     bindings: Vec<BindingTable>,
@@ -163,6 +166,23 @@ struct Tls {
     certificate: PathBuf,
     key: PathBuf,
     client_ca: PathBuf,
+    #[serde(default)]
+    crl: Vec<PathBuf>,
+    #[serde(default)]
+    principals: Vec<PrincipalTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PrincipalTable {
+    san: String,
+    principal: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsTable {
+    connection_age_seconds: u64,
 }
 
 #[derive(Deserialize)]
@@ -232,6 +252,7 @@ impl File {
             import,
             store,
             audit,
+            limits,
             log,
             bindings,
         } = self;
@@ -240,6 +261,9 @@ impl File {
         let state_dir = path(state_dir);
         check_crn_prefix(&crn_prefix)?;
         within("listen.connections", listen.connections, 1, 1_000_000)?;
+        if !(1..=86_400).contains(&limits.connection_age_seconds) {
+            return Err(invalid("limits.connection_age_seconds", "must be 1 to 86400"));
+        }
         within("hsm.workers", hsm.workers, 1, 256)?;
         within("hsm.queue", hsm.queue, 1, 1_000_000)?;
         within("store.queue", store.queue, 1, 1_000_000)?;
@@ -258,11 +282,18 @@ impl File {
                 connections: listen.connections,
                 streams: listen.streams,
                 handshake: Duration::from_secs(listen.handshake_seconds),
+                connection_age: Duration::from_secs(limits.connection_age_seconds),
             },
             identity: Identity {
                 certificate: path(tls.certificate),
                 key: path(tls.key),
                 client_ca: path(tls.client_ca),
+                crl: tls.crl.into_iter().map(path).collect(),
+                principals: tls
+                    .principals
+                    .into_iter()
+                    .map(PrincipalTable::check)
+                    .collect::<Result<_, _>>()?,
             },
             hsm: hsm::Settings {
                 module: path(hsm.module),
@@ -295,6 +326,16 @@ impl File {
             },
             log,
             state_dir,
+        })
+    }
+}
+
+impl PrincipalTable {
+    fn check(self) -> Result<Mapping, ConfigError> {
+        let (san, principal) = (self.san.parse(), self.principal.parse());
+        Ok(Mapping {
+            san: san.map_err(|problem: &str| invalid("tls.principals.san", problem))?,
+            principal: principal.map_err(|error| invalid("tls.principals.principal", error))?,
         })
     }
 }
@@ -376,6 +417,12 @@ impl Default for StoreTable {
     }
 }
 
+impl Default for LimitsTable {
+    fn default() -> Self {
+        Self { connection_age_seconds: 3600 }
+    }
+}
+
 impl Default for AuditTable {
     fn default() -> Self {
         Self { segment_mib: 64, queue: 4096 }
@@ -447,6 +494,8 @@ mod tests {
             "[import]",
             "[store]",
             "[audit]",
+            "[limits]",
+            "[[tls.principals]]",
             "[log]",
             "[[bindings]]",
         ];
@@ -457,7 +506,8 @@ mod tests {
             assert!(!fields.is_empty(), "{refusal}");
             for field in fields {
                 let lines = EXAMPLE.lines().map(|line| line.trim_start_matches("# "));
-                let mut starts = lines.map(|line| line.trim_start_matches('['));
+                let mut starts =
+                    lines.map(|line| line.trim_start_matches('[').trim_start_matches("tls."));
                 let named = |line: &str| {
                     line.starts_with(&format!("{field} ="))
                         || line.starts_with(&format!("{field}]"))

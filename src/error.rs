@@ -350,9 +350,9 @@ impl Error {
         }
     }
 
-    /// The refusal of a caller whose certificate names nobody.
+    /// The refusal of a caller whom we do not know.
     pub fn unauthenticated() -> Self {
-        Self::new(Reason::Unauthenticated, "the client certificate names no principal")
+        Self::new(Reason::Unauthenticated, "the caller is nobody we know")
     }
 
     /// The deadline passed.

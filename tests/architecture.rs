@@ -21,7 +21,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("clock",     &["domain", "store"]),
     ("service",   &["domain", "envelope", "hsm", "store", "audit", "auth", "clock", "secret", "error"]),
     ("api",       &["service", "domain", "hsm", "audit", "auth", "secret", "error"]),
-    ("config",    &["api", "service", "domain", "hsm", "audit"]),
+    ("config",    &["api", "service", "domain", "hsm", "audit", "auth"]),
     ("telemetry", &["config"]),
     ("dev",       &["config", "clock", "domain", "hsm", "secret"]),
     ("app",       &["api", "service", "domain", "hsm", "store", "audit", "auth", "config", "clock", "error"]),

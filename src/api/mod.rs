@@ -3,12 +3,16 @@
 
 mod convert;
 mod grpc;
+mod handshakes;
+mod limits;
 pub mod methods;
 pub mod pb;
 mod refusals;
 mod server;
 pub mod status;
 mod tls;
+mod trust;
 
-pub use server::{Limits, Serving, serve};
+pub use limits::Limits;
+pub use server::{Serving, serve};
 pub use tls::{Identity, TlsError};

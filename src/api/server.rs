@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +20,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::grpc::Edge;
+use super::handshakes::Handshakes;
 use super::pb::admin_service_server::AdminServiceServer;
 use super::pb::audit_service_server::AuditServiceServer;
 use super::pb::crypto_service_server::CryptoServiceServer;
@@ -32,23 +33,11 @@ use super::pb::policy_service_server::PolicyServiceServer;
 use super::pb::registration_service_server::RegistrationServiceServer;
 use super::pb::resource_service_server::ResourceServiceServer;
 use super::refusals::Refusals;
-use super::tls::server_config;
-use super::{Identity, TlsError, pb};
-use crate::auth::mtls::principal_of;
+use super::trust::{Presented, Trust};
+use super::{Identity, Limits, TlsError, pb};
 use crate::domain::PrincipalId;
 use crate::hsm::Health;
 use crate::service::Service;
-
-/// Bounds of the listener.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Connections at a time; more wait to be accepted.
-    pub connections: usize,
-    /// Calls at a time on one connection.
-    pub streams: u32,
-    /// How long a TLS handshake may take.
-    pub handshake: Duration,
-}
 
 /// A listener that serves.
 pub struct Serving {
@@ -60,9 +49,11 @@ pub struct Serving {
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
-    /// `None` if the certificate names nobody: then every call is refused.
-    pub(super) principal: Option<PrincipalId>,
+    pub(super) principal: PrincipalId,
     pub(super) address: SocketAddr,
+    pub(super) presented: Arc<Presented>,
+    /// When the connection has its age: then its streams end, too.
+    pub(super) ends: Instant,
 }
 
 /// Begins to serve on `listener`.
@@ -76,11 +67,12 @@ pub fn serve(
     hsm: watch::Receiver<Health>,
     limits: Limits,
 ) -> Result<Serving, TlsError> {
-    let acceptor = TlsAcceptor::from(server_config(identity)?);
+    let trust = Trust::read(identity, &service)?;
     let (stop, stopped) = watch::channel(false);
     let (connections, incoming) = mpsc::channel(limits.connections.min(128));
     let (health, health_service) = tonic_health::server::health_reporter();
-    tokio::spawn(accept(listener, acceptor, limits, connections, stopped.clone()));
+    tokio::spawn(accept(listener, Arc::clone(&trust), limits, connections, stopped.clone()));
+    tokio::spawn(trust.follow(stopped.clone()));
     tokio::spawn(tell_health(health, hsm));
 
     let refusals = Refusals(Arc::clone(&service));
@@ -88,6 +80,7 @@ pub fn serve(
     let router = Server::builder()
         .layer(refusals)
         .max_concurrent_streams(limits.streams)
+        .max_connection_age(limits.connection_age)
         .http2_max_header_list_size(MOST_HEADER_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -155,12 +148,13 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
 /// Accepts until told to stop; a slow handshake holds up nobody else.
 async fn accept(
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    trust: Arc<Trust>,
     limits: Limits,
     connections: mpsc::Sender<Result<Connection, io::Error>>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let places = Arc::new(Semaphore::new(limits.connections));
+    let refusals = Arc::new(Handshakes::default());
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let accepted = tokio::select! {
@@ -176,36 +170,37 @@ async fn accept(
                 continue;
             }
         };
-        let (acceptor, connections) = (acceptor.clone(), connections.clone());
+        let (trust, connections) = (Arc::clone(&trust), connections.clone());
+        let refusals = Arc::clone(&refusals);
         tokio::spawn(async move {
-            let greeted = tokio::time::timeout(limits.handshake, greet(acceptor, stream, address));
-            match greeted.await {
+            let greeted = greet(&trust, stream, address, limits.connection_age);
+            match tokio::time::timeout(limits.handshake, greeted).await {
                 Ok(Ok((stream, peer))) => {
                     let connection = Connection { stream, peer, _place: place };
                     // Err: the daemon stops.
                     drop(connections.send(Ok(connection)).await);
                 }
-                Ok(Err(error)) => tracing::debug!(%address, %error, "no TLS handshake"),
-                Err(_elapsed) => tracing::debug!(%address, "the TLS handshake took too long"),
+                Ok(Err(error)) => refusals.tell(address, &error.to_string()),
+                Err(_elapsed) => refusals.tell(address, "it took too long"),
             }
         });
     }
 }
 
 async fn greet(
-    acceptor: TlsAcceptor,
+    trust: &Arc<Trust>,
     stream: TcpStream,
     address: SocketAddr,
+    age: Duration,
 ) -> io::Result<(TlsStream<TcpStream>, Peer)> {
     stream.set_nodelay(true)?;
-    let stream = acceptor.accept(stream).await?;
-    let certificates = stream.get_ref().1.peer_certificates();
-    let certificate = certificates.and_then(|certificates| certificates.first());
-    let principal = certificate.and_then(|certificate| principal_of(certificate));
-    if principal.is_none() {
-        tracing::warn!(%address, "a client certificate names no principal, or more than one");
-    }
-    Ok((stream, Peer { principal, address }))
+    let stream = TlsAcceptor::from(trust.config()).accept(stream).await?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    // The handshake saw to it that there is one.
+    let (holder, presented) = trust.presented(chain).ok_or(io::ErrorKind::InvalidData)?;
+    let (principal, presented) = (holder.principal, Arc::new(presented));
+    let ends = Instant::now() + age;
+    Ok((stream, Peer { principal, address, presented, ends }))
 }
 
 /// NOT_SERVING while the HSM cannot be used.

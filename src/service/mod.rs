@@ -59,7 +59,7 @@ use crate::clock::{Clock, ClockSource, Trust};
 use crate::domain::event::DAEMON;
 use crate::domain::{
     Binding, Bindings, Event, Instance, InstanceId, Ipv4Net, Key, KeyAction, KeyState, Malformed,
-    Moment, Outcome, Permission, PrincipalId, Profile,
+    Moment, Outcome, Permission, PrincipalId, Profile, Timestamp,
 };
 use crate::error::{Error, Reason};
 use crate::hsm::Hsm;
@@ -84,18 +84,29 @@ pub struct Method {
 /// Who asks, as the edge found out.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// `None` if the certificate names nobody.
+    /// `None` if there is no one at the other end whom we know.
     pub principal: Option<PrincipalId>,
     /// Address of the socket.
     pub source_address: String,
     /// The same without the port, for policies; `None` if there is none.
     pub source_ip: Option<IpAddr>,
+    /// How the certificate stands that the connection began with.
+    pub standing: Option<Arc<dyn Standing>>,
     /// The caller's own id of the request, or one made for it.
     pub request_id: String,
     /// When the request came.
     pub began: Instant,
     /// Until when the caller waits.
     pub deadline: Instant,
+}
+
+/// What a caller showed when the connection began, which may not be good any more.
+pub trait Standing: std::fmt::Debug + Send + Sync {
+    /// Whether it is good at `now`.
+    ///
+    /// # Errors
+    /// Why not, in a sentence.
+    fn check(&self, now: Timestamp) -> Result<(), String>;
 }
 
 /// A call that may go on: its caller is known and has the permission.
@@ -272,6 +283,10 @@ impl Service {
         instance: Result<Option<&InstanceId>, Malformed>,
     ) -> Result<Call, Error> {
         let principal = caller.principal.as_ref().ok_or_else(Error::unauthenticated)?;
+        if let Some(standing) = &caller.standing {
+            let standing = standing.check(self.now().time);
+            standing.map_err(|why| Error::new(Reason::Unauthenticated, why))?;
+        }
         let bindings = self.bindings.load();
         let allowed = match instance {
             Ok(Some(instance)) => {

@@ -9,7 +9,7 @@ use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::super::{convert, methods, pb, refusals};
-use super::{DEFAULT_DEADLINE, Edge, answer, caller_of};
+use super::{DEFAULT_DEADLINE, Edge, answer, caller_of, stream_ends};
 use crate::domain::Malformed;
 use crate::service::{Caller, DekAnswer, DekRequest, Method, Service};
 use pb::crypto_service_server::CryptoService;
@@ -119,12 +119,12 @@ impl CryptoService for Edge {
         let request_id = caller.request_id.clone();
         // What has come meanwhile goes to the HSM as one job; several jobs may be
         // under way, so that one chunk is read while another is worked on.
-        // When the daemon stops, what was sent is answered and no more is read.
-        let mut stopped = self.stopped.clone();
-        let stopped = async move { drop(stopped.wait_for(|stopped| *stopped).await) };
+        // When the daemon stops or the connection has its age, what was sent is
+        // answered and no more is read.
+        let ends = stream_ends(&request, self.stopped.clone());
         let answers = request
             .into_inner()
-            .take_until(Box::pin(stopped))
+            .take_until(Box::pin(ends))
             .ready_chunks(CHUNK)
             .map(move |chunk| {
                 let deadline = Instant::now() + DEFAULT_DEADLINE;

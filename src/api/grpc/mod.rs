@@ -111,12 +111,34 @@ pub(super) fn caller_in(headers: &HeaderMap, extensions: &Extensions) -> Caller 
     let began = Instant::now();
     let wait = timeout_in(headers).unwrap_or(DEFAULT_DEADLINE).min(LONGEST_DEADLINE);
     Caller {
-        principal: peer.and_then(|peer| peer.principal.clone()),
+        principal: peer.map(|peer| peer.principal.clone()),
         source_address: peer.map(|peer| peer.address.to_string()).unwrap_or_default(),
         source_ip: peer.map(|peer| peer.address.ip()),
+        standing: peer.map(|peer| Arc::clone(&peer.presented) as _),
         request_id: request_id_in(headers),
         began,
         deadline: began + wait,
+    }
+}
+
+/// When the streams of a connection end, if no one ends them before: when it has
+/// its age, or the daemon stops.
+fn stream_ends<Q>(
+    request: &Request<Q>,
+    mut stopped: watch::Receiver<bool>,
+) -> impl Future<Output = ()> + use<Q> {
+    let ends = request.extensions().get::<Peer>().map(|peer| peer.ends);
+    async move {
+        let aged = async {
+            match ends {
+                Some(ends) => tokio::time::sleep_until(ends.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = aged => {}
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
     }
 }
 
