@@ -131,6 +131,7 @@ impl App {
         )?;
         tokio::spawn(Arc::clone(&service).reconcile_with_hsm());
         tokio::spawn(tidy(Arc::clone(&service)));
+        tokio::spawn(record_refused(Arc::clone(&service)));
         tokio::spawn(Arc::clone(&service).keep_schedule());
 
         let mut health = hsm.watch();
@@ -205,10 +206,20 @@ async fn tidy(service: Arc<Service>) {
     }
 }
 
+/// What was refused because there was too much of it.
+async fn record_refused(service: Arc<Service>) {
+    let mut tick = tokio::time::interval(RECORD_EVERY);
+    loop {
+        tick.tick().await;
+        service.record_refused().await;
+    }
+}
+
 /// Where Linux says which boot it is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// How long the start waits for the HSM.
 const HSM_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the stop waits, for calls, changes and threads each.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+const RECORD_EVERY: Duration = Duration::from_secs(1);
 const TIDY_EVERY: Duration = Duration::from_secs(5);

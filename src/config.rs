@@ -182,7 +182,18 @@ struct PrincipalTable {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct LimitsTable {
-    connection_age_seconds: u64,
+    principal_connections: usize,
+    connection_age_seconds: usize,
+    request_seconds: usize,
+    longest_request_seconds: usize,
+    header_bytes: u32,
+    dek_message_bytes: usize,
+    message_bytes: usize,
+    data_per_second: u32,
+    control_per_second: u32,
+    tightening_per_second: u32,
+    calls: Option<usize>,
+    control_calls: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -261,9 +272,6 @@ impl File {
         let state_dir = path(state_dir);
         check_crn_prefix(&crn_prefix)?;
         within("listen.connections", listen.connections, 1, 1_000_000)?;
-        if !(1..=86_400).contains(&limits.connection_age_seconds) {
-            return Err(invalid("limits.connection_age_seconds", "must be 1 to 86400"));
-        }
         within("hsm.workers", hsm.workers, 1, 256)?;
         within("hsm.queue", hsm.queue, 1, 1_000_000)?;
         within("store.queue", store.queue, 1, 1_000_000)?;
@@ -278,12 +286,7 @@ impl File {
         };
         Ok(Config {
             listen: listen.address,
-            limits: Limits {
-                connections: listen.connections,
-                streams: listen.streams,
-                handshake: Duration::from_secs(listen.handshake_seconds),
-                connection_age: Duration::from_secs(limits.connection_age_seconds),
-            },
+            limits: limits.check(&listen, (hsm.queue, audit.queue, store.queue))?,
             identity: Identity {
                 certificate: path(tls.certificate),
                 key: path(tls.key),
@@ -326,6 +329,46 @@ impl File {
             },
             log,
             state_dir,
+        })
+    }
+}
+
+impl LimitsTable {
+    /// `queues` are those of HSM, audit log and store. Of the calls that are let in,
+    /// none finds one full: up to twice `calls` and `control_calls` are under way, and
+    /// as many as the latter that take access away.
+    fn check(
+        self,
+        listen: &Listen,
+        (hsm, audit, store): (usize, usize, usize),
+    ) -> Result<Limits, ConfigError> {
+        let seconds = |seconds: usize| Duration::from_secs(seconds as u64);
+        within("limits.principal_connections", self.principal_connections, 1, 1_000_000)?;
+        within("limits.connection_age_seconds", self.connection_age_seconds, 1, 86_400)?;
+        within("limits.longest_request_seconds", self.longest_request_seconds, 1, 3600)?;
+        within("limits.request_seconds", self.request_seconds, 1, self.longest_request_seconds)?;
+        within("limits.dek_message_bytes", self.dek_message_bytes, 1024, 64 << 20)?;
+        within("limits.message_bytes", self.message_bytes, 1024, 64 << 20)?;
+        let (calls, control) = ((hsm.min(audit) / 4).max(1), (store.min(audit) / 8).max(1));
+        let chosen = (self.calls.unwrap_or(calls), self.control_calls.unwrap_or(control));
+        within("limits.calls", chosen.0, 1, calls)?;
+        within("limits.control_calls", chosen.1, 1, control)?;
+        Ok(Limits {
+            connections: listen.connections,
+            principal_connections: self.principal_connections,
+            streams: listen.streams,
+            handshake: Duration::from_secs(listen.handshake_seconds),
+            connection_age: seconds(self.connection_age_seconds),
+            request: seconds(self.request_seconds),
+            longest_request: seconds(self.longest_request_seconds),
+            header_bytes: self.header_bytes,
+            dek_message_bytes: self.dek_message_bytes,
+            message_bytes: self.message_bytes,
+            data_per_second: self.data_per_second,
+            control_per_second: self.control_per_second,
+            tightening_per_second: self.tightening_per_second,
+            calls: chosen.0,
+            control_calls: chosen.1,
         })
     }
 }
@@ -419,7 +462,21 @@ impl Default for StoreTable {
 
 impl Default for LimitsTable {
     fn default() -> Self {
-        Self { connection_age_seconds: 3600 }
+        Self {
+            principal_connections: 1024,
+            connection_age_seconds: 3600,
+            request_seconds: 5,
+            longest_request_seconds: 60,
+            header_bytes: 16 * 1024,
+            // A batch of 1000 wrapped DEKs of the usual size is 200 KiB; of the longest, 8 MiB.
+            dek_message_bytes: 16 * 1024 * 1024,
+            message_bytes: 64 * 1024,
+            data_per_second: 50_000,
+            control_per_second: 5_000,
+            tightening_per_second: 1_000,
+            calls: None,
+            control_calls: None,
+        }
     }
 }
 
@@ -524,7 +581,7 @@ mod tests {
             ("profile = \"vpc\"", "profile = \"ibm\"", "ibm"),
             ("crn_prefix = \"crn:", "crn_prefix = \"", "crn_prefix"),
             ("role = \"Manager\"", "role = \"Owner\"", "Owner"),
-            ("principal = \"spiffe://", "principal = \"", "bindings.principal"),
+            ("\nprincipal = \"spiffe://", "\nprincipal = \"", "bindings.principal"),
             ("workers = 4", "workers = 0", "hsm.workers"),
             ("pin_file = ", "pin_credential = \"x\"\npin_file = ", "hsm.pin_file"),
             ("segment_mib = 64", "segment_mib = 0", "audit.segment_mib"),

@@ -32,7 +32,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
 
 /// Crate → modules that may name it.
 #[rustfmt::skip]
-const CRATES: [(&str, &[&str]); 19] = [
+const CRATES: [(&str, &[&str]); 20] = [
     ("tonic",        &["api", "client", "cli"]),
     ("tonic_types",  &["api", "client", "cli"]),
     ("tonic_health", &["api"]),
@@ -48,6 +48,7 @@ const CRATES: [(&str, &[&str]); 19] = [
     ("rcgen",        &["dev"]),
     ("aes_gcm",      &["cli"]),
     ("aws_lc_rs",    &["api", "audit", "cli"]),
+    ("governor",     &["api"]),
     ("subtle",       &["hsm"]),
     ("pem",          &["api", "cli"]),
     ("clap",         &["bin", "cli"]),

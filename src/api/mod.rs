@@ -3,6 +3,7 @@
 
 mod convert;
 mod grpc;
+pub mod guard;
 mod handshakes;
 mod limits;
 pub mod methods;

@@ -1,13 +1,15 @@
 //! The listener: accepts, does the TLS handshake aside, and serves HTTP/2 until
 //! it is told to stop. With health and reflection.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -20,6 +22,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::grpc::Edge;
+use super::guard::Guard;
 use super::handshakes::Handshakes;
 use super::pb::admin_service_server::AdminServiceServer;
 use super::pb::audit_service_server::AuditServiceServer;
@@ -54,6 +57,7 @@ pub(super) struct Peer {
     pub(super) presented: Arc<Presented>,
     /// When the connection has its age: then its streams end, too.
     pub(super) ends: Instant,
+    pub(super) limits: Limits,
 }
 
 /// Begins to serve on `listener`.
@@ -75,44 +79,52 @@ pub fn serve(
     tokio::spawn(trust.follow(stopped.clone()));
     tokio::spawn(tell_health(health, hsm));
 
-    let refusals = Refusals(Arc::clone(&service));
-    let edge = Edge::new(service, stopped.clone());
+    let guard = Arc::new(Guard::new(&limits));
+    tokio::spawn(forget_old(Arc::downgrade(&guard)));
+    let refusals = Refusals(Arc::clone(&service), Arc::clone(&guard));
+    let edge = Edge::new((service, guard), stopped.clone());
     let router = Server::builder()
         .layer(refusals)
         .max_concurrent_streams(limits.streams)
         .max_connection_age(limits.connection_age)
-        .http2_max_header_list_size(MOST_HEADER_BYTES)
+        .http2_max_header_list_size(limits.header_bytes)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(
-            CryptoServiceServer::new(edge.clone()).max_decoding_message_size(MOST_DEK_BYTES),
-        )
-        .add_service(KeyServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES))
-        .add_service(
-            KeyRingServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            CryptoServiceServer::new(edge.clone())
+                .max_decoding_message_size(limits.dek_message_bytes),
         )
         .add_service(
-            EventServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            KeyServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
         )
         .add_service(
-            ImportServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            KeyRingServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
         )
         .add_service(
-            PolicyServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            EventServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
         )
         .add_service(
-            RegistrationServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            ImportServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
         )
         .add_service(
-            ResourceServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            PolicyServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
         )
         .add_service(
-            InstanceServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            RegistrationServiceServer::new(edge.clone())
+                .max_decoding_message_size(limits.message_bytes),
         )
         .add_service(
-            AuditServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            ResourceServiceServer::new(edge.clone())
+                .max_decoding_message_size(limits.message_bytes),
         )
-        .add_service(AdminServiceServer::new(edge).max_decoding_message_size(MOST_KEY_BYTES))
+        .add_service(
+            InstanceServiceServer::new(edge.clone())
+                .max_decoding_message_size(limits.message_bytes),
+        )
+        .add_service(
+            AuditServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
+        )
+        .add_service(AdminServiceServer::new(edge).max_decoding_message_size(limits.message_bytes))
         .add_service(health_service)
         .add_optional_service(reflection().build_v1().ok())
         .add_optional_service(reflection().build_v1alpha().ok());
@@ -155,6 +167,7 @@ async fn accept(
 ) {
     let places = Arc::new(Semaphore::new(limits.connections));
     let refusals = Arc::new(Handshakes::default());
+    let by_principal = Arc::new(Mutex::default());
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let accepted = tokio::select! {
@@ -171,12 +184,16 @@ async fn accept(
             }
         };
         let (trust, connections) = (Arc::clone(&trust), connections.clone());
-        let refusals = Arc::clone(&refusals);
+        let (refusals, by_principal) = (Arc::clone(&refusals), Arc::clone(&by_principal));
         tokio::spawn(async move {
-            let greeted = greet(&trust, stream, address, limits.connection_age);
+            let greeted = greet(&trust, stream, address, limits);
             match tokio::time::timeout(limits.handshake, greeted).await {
                 Ok(Ok((stream, peer))) => {
-                    let connection = Connection { stream, peer, _place: place };
+                    let Some(share) = Share::of(&by_principal, &peer) else {
+                        refusals.tell(address, "its principal has too many connections");
+                        return;
+                    };
+                    let connection = Connection { stream, peer, _place: place, _share: share };
                     // Err: the daemon stops.
                     drop(connections.send(Ok(connection)).await);
                 }
@@ -191,7 +208,7 @@ async fn greet(
     trust: &Arc<Trust>,
     stream: TcpStream,
     address: SocketAddr,
-    age: Duration,
+    limits: Limits,
 ) -> io::Result<(TlsStream<TcpStream>, Peer)> {
     stream.set_nodelay(true)?;
     let stream = TlsAcceptor::from(trust.config()).accept(stream).await?;
@@ -199,8 +216,8 @@ async fn greet(
     // The handshake saw to it that there is one.
     let (holder, presented) = trust.presented(chain).ok_or(io::ErrorKind::InvalidData)?;
     let (principal, presented) = (holder.principal, Arc::new(presented));
-    let ends = Instant::now() + age;
-    Ok((stream, Peer { principal, address, presented, ends }))
+    let ends = Instant::now() + limits.connection_age;
+    Ok((stream, Peer { principal, address, presented, ends, limits }))
 }
 
 /// NOT_SERVING while the HSM cannot be used.
@@ -222,6 +239,45 @@ struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
     _place: OwnedSemaphorePermit,
+    _share: Share,
+}
+
+type ByPrincipal = Arc<Mutex<HashMap<PrincipalId, usize>>>;
+
+/// One of the connections that a principal may have.
+struct Share(ByPrincipal, PrincipalId);
+
+impl Share {
+    fn of(all: &ByPrincipal, peer: &Peer) -> Option<Self> {
+        let mut counts = all.lock();
+        let count = counts.entry(peer.principal.clone()).or_default();
+        if *count >= peer.limits.principal_connections {
+            return None;
+        }
+        *count += 1;
+        Some(Self(Arc::clone(all), peer.principal.clone()))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut counts = self.0.lock();
+        if let Some(count) = counts.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.1);
+            }
+        }
+    }
+}
+
+/// So that the memory for rates is that of the principals that ask.
+async fn forget_old(guard: Weak<Guard>) {
+    loop {
+        tokio::time::sleep(FORGET_EVERY).await;
+        let Some(guard) = guard.upgrade() else { return };
+        guard.forget_old();
+    }
 }
 
 impl Connected for Connection {
@@ -272,10 +328,7 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// A batch of 1000 wrapped DEKs of the usual size is 200 KiB; of the longest, 8 MiB.
-const MOST_DEK_BYTES: usize = 16 * 1024 * 1024;
-const MOST_KEY_BYTES: usize = 64 * 1024;
-const MOST_HEADER_BYTES: u32 = 16 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

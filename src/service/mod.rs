@@ -10,6 +10,7 @@ mod budget;
 mod campaigns;
 mod crypto;
 mod events;
+mod floods;
 mod impact;
 mod imports;
 mod instances;
@@ -188,6 +189,8 @@ pub struct Service {
     under_way: Mutex<requests::UnderWay>,
     /// Events that are durable in the store's outbox and not yet in the audit log.
     unpublished: Mutex<Vec<Event>>,
+    /// Refusals that are recorded by their number.
+    floods: floods::Floods,
     boot_id: Uuid,
     started: Moment,
 }
@@ -236,6 +239,7 @@ impl Service {
             unwrapped: Mutex::default(),
             changes: TaskTracker::new(),
             under_way: Mutex::default(),
+            floods: floods::Floods::default(),
             unpublished: Mutex::new(unpublished.into_iter().map(|(event, _)| event).collect()),
             boot_id: Uuid::new_v4(),
             started: clock.now(),
@@ -364,6 +368,7 @@ impl Service {
     pub async fn finish(&self) {
         self.changes.close();
         self.changes.wait().await;
+        self.record_refused().await;
         self.publish_rest().await;
         self.note_clock().await;
     }
