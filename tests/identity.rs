@@ -193,7 +193,8 @@ async fn a_certificate_that_does_not_do_gets_no_answer_and_the_log_says_why() {
     greet(&daemon, Some((&fine.0, &fine.1))).await.unwrap();
     let two = [ADMIN, "spiffe://rootkeyd.dev/service/image"];
     let cases = [
-        ("UnknownIssuer", issue(&issuer(None), &[ADMIN], |_params| {})),
+        // Of the same name, by another key.
+        ("BadSignature", issue(&issuer(None), &[ADMIN], |_params| {})),
         (
             "certificate expired",
             issue(&ours, &[ADMIN], |it| it.not_after = date_time_ymd(2025, 1, 1)),

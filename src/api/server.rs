@@ -36,6 +36,7 @@ use super::pb::policy_service_server::PolicyServiceServer;
 use super::pb::registration_service_server::RegistrationServiceServer;
 use super::pb::resource_service_server::ResourceServiceServer;
 use super::refusals::Refusals;
+use super::tls::reason_of;
 use super::trust::{Presented, Trust};
 use super::{Identity, Limits, TlsError, pb};
 use crate::domain::PrincipalId;
@@ -197,7 +198,7 @@ async fn accept(
                     // Err: the daemon stops.
                     drop(connections.send(Ok(connection)).await);
                 }
-                Ok(Err(error)) => refusals.tell(address, &error.to_string()),
+                Ok(Err(error)) => refusals.tell(address, &reason_of(&error)),
                 Err(_elapsed) => refusals.tell(address, "it took too long"),
             }
         });

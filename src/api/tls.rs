@@ -2,6 +2,7 @@
 //! of a CA of ours, not revoked, and names one principal; key exchange
 //! X25519MLKEM768 preferred. One provider, aws-lc-rs (docs/adr/0002, 0014).
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -129,6 +130,18 @@ impl ClientCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chain.supported_verify_schemes()
+    }
+}
+
+/// Why a handshake failed, for the log: our own reasons in their own words.
+pub(super) fn reason_of(failed: &io::Error) -> String {
+    let tls = failed.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(ours))) => {
+            ours.0.to_string()
+        }
+        Some(theirs) => theirs.to_string(),
+        None => failed.to_string(),
     }
 }
 
