@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use thiserror::Error;
 use tokio::net::TcpListener;
 
-use crate::api::{self, Serving, TlsError};
+use crate::api::{self, Listeners, Serving, TlsError};
 use crate::audit::{Audit, AuditError};
 use crate::clock::{ClockSource, RawTime, Trust};
 use crate::config::Config;
@@ -142,9 +142,16 @@ impl App {
         let listen = |source| AppError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
+        let local = match config.local {
+            None => None,
+            Some(local) => {
+                let io = |source| AppError::Io { path: local.path.clone(), source };
+                Some((local.bind().await.map_err(io)?, local))
+            }
+        };
         let serving = api::serve(
             Arc::clone(&service),
-            listener,
+            Listeners { tls: listener, local },
             &config.identity,
             hsm.watch(),
             config.limits,

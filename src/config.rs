@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::api::{Identity, Limits};
+use crate::api::{Identity, Limits, Local, LocalPrincipal, Who};
 use crate::audit;
 use crate::auth::mtls::Mapping;
 use crate::domain::{Binding, Ipv4Net, Malformed, PrincipalId, Profile, Role};
@@ -28,6 +28,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where to listen.
     pub listen: SocketAddr,
+    /// The Unix socket, if there is one.
+    pub local: Option<Local>,
     /// Bounds of the listener.
     pub limits: Limits,
     /// PEM files of the listener.
@@ -122,6 +124,8 @@ struct File {
     #[serde(default)]
     operators: Vec<String>,
     listen: Listen,
+    #[serde(default)]
+    local_principals: Vec<LocalTable>,
     tls: Tls,
     hsm: HsmTable,
     #[serde(default)]
@@ -150,6 +154,7 @@ enum ProfileName {
 #[serde(deny_unknown_fields)]
 struct Listen {
     address: SocketAddr,
+    unix: Option<PathBuf>,
     #[serde(default = "default_connections")]
     connections: usize,
     #[serde(default = "default_streams")]
@@ -158,6 +163,14 @@ struct Listen {
     handshake_seconds: u64,
     #[serde(default = "default_private_networks")]
     private_networks: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LocalTable {
+    uid: Option<u32>,
+    gid: Option<u32>,
+    principal: String,
 }
 
 #[derive(Deserialize)]
@@ -258,6 +271,7 @@ impl File {
             crn_prefix,
             operators,
             listen,
+            local_principals,
             tls,
             hsm,
             import,
@@ -285,6 +299,7 @@ impl File {
             ProfileName::KeyProtect => Profile::KeyProtect,
         };
         Ok(Config {
+            local: local(listen.unix.as_ref().map(|unix| folder.join(unix)), local_principals)?,
             listen: listen.address,
             limits: limits.check(&listen, (hsm.queue, audit.queue, store.queue))?,
             identity: Identity {
@@ -370,6 +385,35 @@ impl LimitsTable {
             calls: chosen.0,
             control_calls: chosen.1,
         })
+    }
+}
+
+fn local(path: Option<PathBuf>, principals: Vec<LocalTable>) -> Result<Option<Local>, ConfigError> {
+    let principals =
+        principals.into_iter().map(LocalTable::check).collect::<Result<Vec<_>, _>>()?;
+    match path {
+        Some(path) => Ok(Some(Local { path, principals })),
+        None if principals.is_empty() => Ok(None),
+        None => Err(invalid("listen.unix", "must be set for local_principals to mean something")),
+    }
+}
+
+impl LocalTable {
+    fn check(self) -> Result<LocalPrincipal, ConfigError> {
+        let who = match (self.uid, self.gid) {
+            (Some(uid), None) => Who::Uid(uid),
+            (None, Some(gid)) => Who::Gid(gid),
+            (None, None) | (Some(_), Some(_)) => {
+                return Err(invalid("local_principals", "exactly one of uid and gid must be set"));
+            }
+        };
+        // What the kernel says for whoever has no number in our user namespace.
+        if matches!(who, Who::Uid(OVERFLOW) | Who::Gid(OVERFLOW)) {
+            return Err(invalid("local_principals", "65534 is nobody in particular"));
+        }
+        let principal = self.principal.parse();
+        let principal = principal.map_err(|error| invalid("local_principals.principal", error))?;
+        Ok(LocalPrincipal { who, principal })
     }
 }
 
@@ -518,6 +562,8 @@ const fn default_object_deadline_seconds() -> u64 {
     30
 }
 
+/// The uid and gid of those who have none here (user_namespaces(7)).
+const OVERFLOW: u32 = 65534;
 /// Private (RFC 1918), shared (RFC 6598) and loopback addresses.
 const PRIVATE_NETWORKS: [&str; 5] =
     ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8"];
@@ -546,6 +592,7 @@ mod tests {
         let tables = [
             "",
             "[listen]",
+            "[[local_principals]]",
             "[tls]",
             "[hsm]",
             "[import]",
@@ -585,6 +632,21 @@ mod tests {
             ("workers = 4", "workers = 0", "hsm.workers"),
             ("pin_file = ", "pin_credential = \"x\"\npin_file = ", "hsm.pin_file"),
             ("segment_mib = 64", "segment_mib = 0", "audit.segment_mib"),
+            (
+                "[tls]",
+                "[[local_principals]]\nuid = 1\nprincipal = \"spiffe://a/b\"\n[tls]",
+                "listen.unix",
+            ),
+            (
+                "[tls]",
+                "[[local_principals]]\nuid = 65534\nprincipal = \"spiffe://a/b\"\n[tls]",
+                "local_principals",
+            ),
+            (
+                "[tls]",
+                "[[local_principals]]\nuid = 1\ngid = 1\nprincipal = \"spiffe://a/b\"\n[tls]",
+                "exactly one",
+            ),
         ];
         for (from, to, named) in cases {
             let text = EXAMPLE.replacen(from, to, 1);

@@ -1,11 +1,13 @@
 //! The edges: decode, call one use case, encode. And the listener: TLS, limits,
 //! health and reflection.
 
+mod connection;
 mod convert;
 mod grpc;
 pub mod guard;
 mod handshakes;
 mod limits;
+mod local;
 pub mod methods;
 pub mod pb;
 mod refusals;
@@ -15,5 +17,6 @@ mod tls;
 mod trust;
 
 pub use limits::Limits;
-pub use server::{Serving, serve};
+pub use local::{Local, LocalPrincipal, Who};
+pub use server::{Listeners, Serving, serve};
 pub use tls::{Identity, TlsError};

@@ -1,29 +1,25 @@
 //! The listener: accepts, does the TLS handshake aside, and serves HTTP/2 until
 //! it is told to stop. With health and reflection.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
-use tonic::transport::server::Connected;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use super::connection::{ByPrincipal, Connection, Peer, Share, Socket};
 use super::grpc::Edge;
 use super::guard::Guard;
 use super::handshakes::Handshakes;
+use super::local::{self, Local};
 use super::pb::admin_service_server::AdminServiceServer;
 use super::pb::audit_service_server::AuditServiceServer;
 use super::pb::crypto_service_server::CryptoServiceServer;
@@ -37,9 +33,8 @@ use super::pb::registration_service_server::RegistrationServiceServer;
 use super::pb::resource_service_server::ResourceServiceServer;
 use super::refusals::Refusals;
 use super::tls::reason_of;
-use super::trust::{Presented, Trust};
+use super::trust::Trust;
 use super::{Identity, Limits, TlsError, pb};
-use crate::domain::PrincipalId;
 use crate::hsm::Health;
 use crate::service::Service;
 
@@ -50,24 +45,21 @@ pub struct Serving {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// Who is at the other end of a connection.
-#[derive(Clone, Debug)]
-pub(super) struct Peer {
-    pub(super) principal: PrincipalId,
-    pub(super) address: SocketAddr,
-    pub(super) presented: Arc<Presented>,
-    /// When the connection has its age: then its streams end, too.
-    pub(super) ends: Instant,
-    pub(super) limits: Limits,
+/// Where it is listened on already.
+pub struct Listeners {
+    /// gRPC over mutual TLS.
+    pub tls: TcpListener,
+    /// The Unix socket, if there is one, and who may be there.
+    pub local: Option<(UnixListener, Local)>,
 }
 
-/// Begins to serve on `listener`.
+/// Begins to serve on `listeners`.
 ///
 /// # Errors
 /// [`TlsError`], if the TLS files cannot be used.
 pub fn serve(
     service: Arc<Service>,
-    listener: TcpListener,
+    listeners: Listeners,
     identity: &Identity,
     hsm: watch::Receiver<Health>,
     limits: Limits,
@@ -76,7 +68,17 @@ pub fn serve(
     let (stop, stopped) = watch::channel(false);
     let (connections, incoming) = mpsc::channel(limits.connections.min(128));
     let (health, health_service) = tonic_health::server::health_reporter();
-    tokio::spawn(accept(listener, Arc::clone(&trust), limits, connections, stopped.clone()));
+    let hall = Hall {
+        places: Arc::new(Semaphore::new(limits.connections)),
+        by_principal: ByPrincipal::default(),
+        limits,
+        connections,
+        stopped: stopped.clone(),
+    };
+    if let Some((listener, local)) = listeners.local {
+        tokio::spawn(local::accept(listener, local, hall.clone()));
+    }
+    tokio::spawn(accept(listeners.tls, Arc::clone(&trust), hall));
     tokio::spawn(trust.follow(stopped.clone()));
     tokio::spawn(tell_health(health, hsm));
 
@@ -158,22 +160,25 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
+/// What those who accept share: their connections are counted together.
+#[derive(Clone)]
+pub(super) struct Hall {
+    pub(super) places: Arc<Semaphore>,
+    pub(super) by_principal: ByPrincipal,
+    pub(super) limits: Limits,
+    pub(super) connections: mpsc::Sender<Result<Connection, io::Error>>,
+    pub(super) stopped: watch::Receiver<bool>,
+}
+
 /// Accepts until told to stop; a slow handshake holds up nobody else.
-async fn accept(
-    listener: TcpListener,
-    trust: Arc<Trust>,
-    limits: Limits,
-    connections: mpsc::Sender<Result<Connection, io::Error>>,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let places = Arc::new(Semaphore::new(limits.connections));
+async fn accept(listener: TcpListener, trust: Arc<Trust>, mut hall: Hall) {
     let refusals = Arc::new(Handshakes::default());
-    let by_principal = Arc::new(Mutex::default());
+    let limits = hall.limits;
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&hall.places).acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stopped.wait_for(|stop| *stop) => return,
+            _ = hall.stopped.wait_for(|stop| *stop) => return,
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
@@ -184,8 +189,8 @@ async fn accept(
                 continue;
             }
         };
-        let (trust, connections) = (Arc::clone(&trust), connections.clone());
-        let (refusals, by_principal) = (Arc::clone(&refusals), Arc::clone(&by_principal));
+        let (trust, connections) = (Arc::clone(&trust), hall.connections.clone());
+        let (refusals, by_principal) = (Arc::clone(&refusals), Arc::clone(&hall.by_principal));
         tokio::spawn(async move {
             let greeted = greet(&trust, stream, address, limits);
             match tokio::time::timeout(limits.handshake, greeted).await {
@@ -194,7 +199,8 @@ async fn accept(
                         refusals.tell(address, "its principal has too many connections");
                         return;
                     };
-                    let connection = Connection { stream, peer, _place: place, _share: share };
+                    let socket = Socket::Tls(Box::new(stream));
+                    let connection = Connection { socket, peer, _place: place, _share: share };
                     // Err: the daemon stops.
                     drop(connections.send(Ok(connection)).await);
                 }
@@ -216,9 +222,15 @@ async fn greet(
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     // The handshake saw to it that there is one.
     let (holder, presented) = trust.presented(chain).ok_or(io::ErrorKind::InvalidData)?;
-    let (principal, presented) = (holder.principal, Arc::new(presented));
-    let ends = Instant::now() + limits.connection_age;
-    Ok((stream, Peer { principal, address, presented, ends, limits }))
+    let peer = Peer {
+        principal: Some(holder.principal),
+        address: address.to_string(),
+        ip: Some(address.ip()),
+        standing: Some(Arc::new(presented)),
+        ends: Instant::now() + limits.connection_age,
+        limits,
+    };
+    Ok((stream, peer))
 }
 
 /// NOT_SERVING while the HSM cannot be used.
@@ -235,43 +247,6 @@ async fn tell_health(reporter: HealthReporter, mut hsm: watch::Receiver<Health>)
     }
 }
 
-/// A connection after its handshake.
-struct Connection {
-    stream: TlsStream<TcpStream>,
-    peer: Peer,
-    _place: OwnedSemaphorePermit,
-    _share: Share,
-}
-
-type ByPrincipal = Arc<Mutex<HashMap<PrincipalId, usize>>>;
-
-/// One of the connections that a principal may have.
-struct Share(ByPrincipal, PrincipalId);
-
-impl Share {
-    fn of(all: &ByPrincipal, peer: &Peer) -> Option<Self> {
-        let mut counts = all.lock();
-        let count = counts.entry(peer.principal.clone()).or_default();
-        if *count >= peer.limits.principal_connections {
-            return None;
-        }
-        *count += 1;
-        Some(Self(Arc::clone(all), peer.principal.clone()))
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut counts = self.0.lock();
-        if let Some(count) = counts.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.1);
-            }
-        }
-    }
-}
-
 /// So that the memory for rates is that of the principals that ask.
 async fn forget_old(guard: Weak<Guard>) {
     loop {
@@ -281,55 +256,7 @@ async fn forget_old(guard: Weak<Guard>) {
     }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const FORGET_EVERY: Duration = Duration::from_secs(60);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

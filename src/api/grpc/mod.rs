@@ -20,8 +20,8 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use super::connection::Peer;
 use super::guard::Guard;
-use super::server::Peer;
 use super::{convert, status::status};
 use crate::domain::{InstanceId, KeyName, Malformed};
 use crate::error::Error;
@@ -119,10 +119,10 @@ pub(super) fn caller_in(headers: &HeaderMap, extensions: &Extensions) -> Caller 
     });
     let wait = timeout_in(headers).unwrap_or(usual).min(longest);
     Caller {
-        principal: peer.map(|peer| peer.principal.clone()),
-        source_address: peer.map(|peer| peer.address.to_string()).unwrap_or_default(),
-        source_ip: peer.map(|peer| peer.address.ip()),
-        standing: peer.map(|peer| Arc::clone(&peer.presented) as _),
+        principal: peer.and_then(|peer| peer.principal.clone()),
+        source_address: peer.map(|peer| peer.address.clone()).unwrap_or_default(),
+        source_ip: peer.and_then(|peer| peer.ip),
+        standing: peer.and_then(|peer| peer.standing.clone()),
         request_id: request_id_in(headers),
         began,
         deadline: began + wait,
