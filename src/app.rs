@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use thiserror::Error;
 use tokio::net::TcpListener;
 
-use crate::api::{self, Serving, TlsError};
+use crate::api::{self, Listeners, Serving, TlsError};
 use crate::audit::{Audit, AuditError};
 use crate::clock::{ClockSource, RawTime, Trust};
 use crate::config::Config;
@@ -131,6 +131,7 @@ impl App {
         )?;
         tokio::spawn(Arc::clone(&service).reconcile_with_hsm());
         tokio::spawn(tidy(Arc::clone(&service)));
+        tokio::spawn(record_refused(Arc::clone(&service)));
         tokio::spawn(Arc::clone(&service).keep_schedule());
 
         let mut health = hsm.watch();
@@ -141,9 +142,16 @@ impl App {
         let listen = |source| AppError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
+        let local = match config.local {
+            None => None,
+            Some(local) => {
+                let io = |source| AppError::Io { path: local.path.clone(), source };
+                Some((local.bind().await.map_err(io)?, local))
+            }
+        };
         let serving = api::serve(
             Arc::clone(&service),
-            listener,
+            Listeners { tls: listener, local },
             &config.identity,
             hsm.watch(),
             config.limits,
@@ -205,10 +213,20 @@ async fn tidy(service: Arc<Service>) {
     }
 }
 
+/// What was refused because there was too much of it.
+async fn record_refused(service: Arc<Service>) {
+    let mut tick = tokio::time::interval(RECORD_EVERY);
+    loop {
+        tick.tick().await;
+        service.record_refused().await;
+    }
+}
+
 /// Where Linux says which boot it is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// How long the start waits for the HSM.
 const HSM_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the stop waits, for calls, changes and threads each.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+const RECORD_EVERY: Duration = Duration::from_secs(1);
 const TIDY_EVERY: Duration = Duration::from_secs(5);

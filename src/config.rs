@@ -14,8 +14,9 @@ use std::time::Duration;
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::api::{Identity, Limits};
+use crate::api::{Identity, Limits, Local, LocalPrincipal, Who};
 use crate::audit;
+use crate::auth::mtls::Mapping;
 use crate::domain::{BindingSubject, Gift, Ipv4Net, Malformed, PrincipalId, Profile, Role, Scope};
 use crate::hsm;
 use crate::service;
@@ -27,6 +28,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where to listen.
     pub listen: SocketAddr,
+    /// The Unix socket, if there is one.
+    pub local: Option<Local>,
     /// Bounds of the listener.
     pub limits: Limits,
     /// PEM files of the listener.
@@ -121,6 +124,8 @@ struct File {
     #[serde(default)]
     operators: Vec<String>,
     listen: Listen,
+    #[serde(default)]
+    local_principals: Vec<LocalTable>,
     tls: Tls,
     hsm: HsmTable,
     #[serde(default)]
@@ -129,6 +134,8 @@ struct File {
     store: StoreTable,
     #[serde(default)]
     audit: AuditTable,
+    #[serde(default)]
+    limits: LimitsTable,
     #[serde(default)]
     log: Log,
     #[serde(default)]
@@ -149,6 +156,7 @@ enum ProfileName {
 #[serde(deny_unknown_fields)]
 struct Listen {
     address: SocketAddr,
+    unix: Option<PathBuf>,
     #[serde(default = "default_connections")]
     connections: usize,
     #[serde(default = "default_streams")]
@@ -161,10 +169,46 @@ struct Listen {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct LocalTable {
+    uid: Option<u32>,
+    gid: Option<u32>,
+    principal: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Tls {
     certificate: PathBuf,
     key: PathBuf,
     client_ca: PathBuf,
+    #[serde(default)]
+    crl: Vec<PathBuf>,
+    #[serde(default)]
+    principals: Vec<PrincipalTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PrincipalTable {
+    san: String,
+    principal: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsTable {
+    principal_connections: usize,
+    connection_age_seconds: usize,
+    request_seconds: usize,
+    longest_request_seconds: usize,
+    header_bytes: u32,
+    dek_message_bytes: usize,
+    message_bytes: usize,
+    data_per_second: u32,
+    control_per_second: u32,
+    tightening_per_second: u32,
+    calls: Option<usize>,
+    control_calls: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -238,11 +282,13 @@ impl File {
             crn_prefix,
             operators,
             listen,
+            local_principals,
             tls,
             hsm,
             import,
             store,
             audit,
+            limits,
             log,
             bindings,
             authorizations,
@@ -265,16 +311,19 @@ impl File {
             ProfileName::KeyProtect => Profile::KeyProtect,
         };
         Ok(Config {
+            local: local(listen.unix.as_ref().map(|unix| folder.join(unix)), local_principals)?,
             listen: listen.address,
-            limits: Limits {
-                connections: listen.connections,
-                streams: listen.streams,
-                handshake: Duration::from_secs(listen.handshake_seconds),
-            },
+            limits: limits.check(&listen, (hsm.queue, audit.queue, store.queue))?,
             identity: Identity {
                 certificate: path(tls.certificate),
                 key: path(tls.key),
                 client_ca: path(tls.client_ca),
+                crl: tls.crl.into_iter().map(path).collect(),
+                principals: tls
+                    .principals
+                    .into_iter()
+                    .map(PrincipalTable::check)
+                    .collect::<Result<_, _>>()?,
             },
             hsm: hsm::Settings {
                 module: path(hsm.module),
@@ -308,6 +357,85 @@ impl File {
             },
             log,
             state_dir,
+        })
+    }
+}
+
+impl LimitsTable {
+    /// `queues` are those of HSM, audit log and store. Of the calls that are let in,
+    /// none finds one full: up to twice `calls` and `control_calls` are under way, and
+    /// as many as the latter that take access away.
+    fn check(
+        self,
+        listen: &Listen,
+        (hsm, audit, store): (usize, usize, usize),
+    ) -> Result<Limits, ConfigError> {
+        let seconds = |seconds: usize| Duration::from_secs(seconds as u64);
+        within("limits.principal_connections", self.principal_connections, 1, 1_000_000)?;
+        within("limits.connection_age_seconds", self.connection_age_seconds, 1, 86_400)?;
+        within("limits.longest_request_seconds", self.longest_request_seconds, 1, 3600)?;
+        within("limits.request_seconds", self.request_seconds, 1, self.longest_request_seconds)?;
+        within("limits.dek_message_bytes", self.dek_message_bytes, 1024, 64 << 20)?;
+        within("limits.message_bytes", self.message_bytes, 1024, 64 << 20)?;
+        let (calls, control) = ((hsm.min(audit) / 4).max(1), (store.min(audit) / 8).max(1));
+        let chosen = (self.calls.unwrap_or(calls), self.control_calls.unwrap_or(control));
+        within("limits.calls", chosen.0, 1, calls)?;
+        within("limits.control_calls", chosen.1, 1, control)?;
+        Ok(Limits {
+            connections: listen.connections,
+            principal_connections: self.principal_connections,
+            streams: listen.streams,
+            handshake: Duration::from_secs(listen.handshake_seconds),
+            connection_age: seconds(self.connection_age_seconds),
+            request: seconds(self.request_seconds),
+            longest_request: seconds(self.longest_request_seconds),
+            header_bytes: self.header_bytes,
+            dek_message_bytes: self.dek_message_bytes,
+            message_bytes: self.message_bytes,
+            data_per_second: self.data_per_second,
+            control_per_second: self.control_per_second,
+            tightening_per_second: self.tightening_per_second,
+            calls: chosen.0,
+            control_calls: chosen.1,
+        })
+    }
+}
+
+fn local(path: Option<PathBuf>, principals: Vec<LocalTable>) -> Result<Option<Local>, ConfigError> {
+    let principals =
+        principals.into_iter().map(LocalTable::check).collect::<Result<Vec<_>, _>>()?;
+    match path {
+        Some(path) => Ok(Some(Local { path, principals })),
+        None if principals.is_empty() => Ok(None),
+        None => Err(invalid("listen.unix", "must be set for local_principals to mean something")),
+    }
+}
+
+impl LocalTable {
+    fn check(self) -> Result<LocalPrincipal, ConfigError> {
+        let who = match (self.uid, self.gid) {
+            (Some(uid), None) => Who::Uid(uid),
+            (None, Some(gid)) => Who::Gid(gid),
+            (None, None) | (Some(_), Some(_)) => {
+                return Err(invalid("local_principals", "exactly one of uid and gid must be set"));
+            }
+        };
+        // What the kernel says for whoever has no number in our user namespace.
+        if matches!(who, Who::Uid(OVERFLOW) | Who::Gid(OVERFLOW)) {
+            return Err(invalid("local_principals", "65534 is nobody in particular"));
+        }
+        let principal = self.principal.parse();
+        let principal = principal.map_err(|error| invalid("local_principals.principal", error))?;
+        Ok(LocalPrincipal { who, principal })
+    }
+}
+
+impl PrincipalTable {
+    fn check(self) -> Result<Mapping, ConfigError> {
+        let (san, principal) = (self.san.parse(), self.principal.parse());
+        Ok(Mapping {
+            san: san.map_err(|problem: &str| invalid("tls.principals.san", problem))?,
+            principal: principal.map_err(|error| invalid("tls.principals.principal", error))?,
         })
     }
 }
@@ -409,6 +537,26 @@ impl Default for StoreTable {
     }
 }
 
+impl Default for LimitsTable {
+    fn default() -> Self {
+        Self {
+            principal_connections: 1024,
+            connection_age_seconds: 3600,
+            request_seconds: 5,
+            longest_request_seconds: 60,
+            header_bytes: 16 * 1024,
+            // A batch of 1000 wrapped DEKs of the usual size is 200 KiB; of the longest, 8 MiB.
+            dek_message_bytes: 16 * 1024 * 1024,
+            message_bytes: 64 * 1024,
+            data_per_second: 50_000,
+            control_per_second: 5_000,
+            tightening_per_second: 1_000,
+            calls: None,
+            control_calls: None,
+        }
+    }
+}
+
 impl Default for AuditTable {
     fn default() -> Self {
         Self { segment_mib: 64, queue: 4096 }
@@ -447,6 +595,8 @@ const fn default_object_deadline_seconds() -> u64 {
     30
 }
 
+/// The uid and gid of those who have none here (user_namespaces(7)).
+const OVERFLOW: u32 = 65534;
 /// Private (RFC 1918), shared (RFC 6598) and loopback addresses.
 const PRIVATE_NETWORKS: [&str; 5] =
     ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8"];
@@ -475,11 +625,14 @@ mod tests {
         let tables = [
             "",
             "[listen]",
+            "[[local_principals]]",
             "[tls]",
             "[hsm]",
             "[import]",
             "[store]",
             "[audit]",
+            "[limits]",
+            "[[tls.principals]]",
             "[log]",
             "[[bindings]]",
         ];
@@ -490,7 +643,8 @@ mod tests {
             assert!(!fields.is_empty(), "{refusal}");
             for field in fields {
                 let lines = EXAMPLE.lines().map(|line| line.trim_start_matches("# "));
-                let mut starts = lines.map(|line| line.trim_start_matches('['));
+                let mut starts =
+                    lines.map(|line| line.trim_start_matches('[').trim_start_matches("tls."));
                 let named = |line: &str| {
                     line.starts_with(&format!("{field} ="))
                         || line.starts_with(&format!("{field}]"))
@@ -507,10 +661,25 @@ mod tests {
             ("profile = \"vpc\"", "profile = \"ibm\"", "ibm"),
             ("crn_prefix = \"crn:", "crn_prefix = \"", "crn_prefix"),
             ("role = \"Manager\"", "role = \"Owner\"", "Owner"),
-            ("principal = \"spiffe://", "principal = \"", "bindings.principal"),
+            ("\nprincipal = \"spiffe://", "\nprincipal = \"", "bindings.principal"),
             ("workers = 4", "workers = 0", "hsm.workers"),
             ("pin_file = ", "pin_credential = \"x\"\npin_file = ", "hsm.pin_file"),
             ("segment_mib = 64", "segment_mib = 0", "audit.segment_mib"),
+            (
+                "[tls]",
+                "[[local_principals]]\nuid = 1\nprincipal = \"spiffe://a/b\"\n[tls]",
+                "listen.unix",
+            ),
+            (
+                "[tls]",
+                "[[local_principals]]\nuid = 65534\nprincipal = \"spiffe://a/b\"\n[tls]",
+                "local_principals",
+            ),
+            (
+                "[tls]",
+                "[[local_principals]]\nuid = 1\ngid = 1\nprincipal = \"spiffe://a/b\"\n[tls]",
+                "exactly one",
+            ),
         ];
         for (from, to, named) in cases {
             let text = EXAMPLE.replacen(from, to, 1);

@@ -216,6 +216,9 @@ reasons! {
     /// The call or a value in it comes with a later version.
     Unimplemented = "UNIMPLEMENTED", Unimplemented, No, None, "",
         "Wait for the version that has it; the message names what is missing.";
+    /// The principal asks more often than it may; nothing was done.
+    RateLimited = "RATE_LIMITED", ResourceExhausted, Later, None, "",
+        "Ask less often: try again after the delay in RetryInfo.";
     /// A queue is full; nothing was done.
     Overloaded = "OVERLOADED", Unavailable, Yes, None, "",
         "Try again after the delay in RetryInfo, with back-off.";
@@ -265,6 +268,7 @@ pub enum Code {
     NotFound = 5,
     AlreadyExists = 6,
     PermissionDenied = 7,
+    ResourceExhausted = 8,
     FailedPrecondition = 9,
     Aborted = 10,
     Unimplemented = 12,
@@ -289,6 +293,7 @@ impl Reason {
             Code::NotFound => 404,
             Code::AlreadyExists | Code::FailedPrecondition => 409,
             Code::Aborted => 412,
+            Code::ResourceExhausted => 429,
             Code::Internal | Code::DataLoss => 500,
             Code::Unimplemented => 501,
             Code::Unavailable => 503,
@@ -359,9 +364,14 @@ impl Error {
         }
     }
 
-    /// The refusal of a caller whose certificate names nobody.
+    /// The refusal of a caller whom we do not know.
     pub fn unauthenticated() -> Self {
-        Self::new(Reason::Unauthenticated, "the client certificate names no principal")
+        Self::new(Reason::Unauthenticated, "the caller is nobody we know")
+    }
+
+    /// The principal asks too often; it may ask again after `wait`.
+    pub fn rate_limited(message: String, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..Self::new(Reason::RateLimited, message) }
     }
 
     /// The deadline passed.

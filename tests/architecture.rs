@@ -21,7 +21,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("clock",     &["domain", "store"]),
     ("service",   &["domain", "envelope", "hsm", "store", "audit", "auth", "clock", "secret", "error"]),
     ("api",       &["service", "domain", "hsm", "audit", "auth", "secret", "error"]),
-    ("config",    &["api", "service", "domain", "hsm", "audit"]),
+    ("config",    &["api", "service", "domain", "hsm", "audit", "auth"]),
     ("telemetry", &["config"]),
     ("dev",       &["config", "clock", "domain", "hsm", "secret"]),
     ("app",       &["api", "service", "domain", "hsm", "store", "audit", "auth", "config", "clock", "error"]),
@@ -32,7 +32,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
 
 /// Crate → modules that may name it.
 #[rustfmt::skip]
-const CRATES: [(&str, &[&str]); 19] = [
+const CRATES: [(&str, &[&str]); 20] = [
     ("tonic",        &["api", "client", "cli"]),
     ("tonic_types",  &["api", "client", "cli"]),
     ("tonic_health", &["api"]),
@@ -48,6 +48,7 @@ const CRATES: [(&str, &[&str]); 19] = [
     ("rcgen",        &["dev"]),
     ("aes_gcm",      &["cli"]),
     ("aws_lc_rs",    &["api", "audit", "cli"]),
+    ("governor",     &["api"]),
     ("subtle",       &["hsm"]),
     ("pem",          &["api", "cli"]),
     ("clap",         &["bin", "cli"]),

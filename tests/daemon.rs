@@ -1,5 +1,5 @@
 //! The daemon as its operator meets it: how it starts and stops, what it does
-//! while the HSM is away, and whom it lets in.
+//! while the HSM is away. Whom it lets in: tests/identity.rs.
 //!
 //! SoftHSM keeps a token in a folder, so to move that folder away is to pull the
 //! HSM's plug; what a real one says then is a matter of its module.
@@ -10,7 +10,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, BufRead, BufReader};
+use std::io::{BufRead, BufReader};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -20,21 +20,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Client, DAEMON, Daemon, Refusal, refusal, unwrap_request};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, date_time_ymd,
-};
+use common::{Client, DAEMON, Daemon, Refusal, unwrap_request};
 use rootkeyd::api::pb;
 use rootkeyd::api::pb::unwrap_dek_result::Outcome;
 use rustix::fs::inotify;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ProtocolVersion, RootCertStore};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tonic::transport::Identity;
 use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -642,211 +631,6 @@ async fn health_and_reflection_are_on() {
     assert!(listed.contains("grpc.health.v1.Health"), "{listed:?}");
 }
 
-/// Greets as a client with this certificate and chain, or none, and waits for
-/// HTTP/2 to begin: under TLS 1.3 a client is done before the server decides.
-async fn greet(daemon: &Daemon, identity: Option<(&str, &str)>) -> io::Result<ProtocolVersion> {
-    let mut roots = RootCertStore::empty();
-    for root in CertificateDer::pem_file_iter(daemon.dir.join("tls/ca.pem")).unwrap() {
-        roots.add(root.unwrap()).unwrap();
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots);
-    let mut config = match identity {
-        Some((certificate, key)) => {
-            let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
-            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-            config.with_client_auth_cert(chain, key).unwrap()
-        }
-        None => config.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let stream = TcpStream::connect(&daemon.address).await?;
-    let name = ServerName::try_from("localhost").unwrap();
-    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
-    stream.flush().await?;
-    // The head of the daemon's SETTINGS.
-    stream.read_exact(&mut [0; 9]).await?;
-    Ok(stream.get_ref().1.protocol_version().unwrap())
-}
-
-/// The certificate and key of a name, as `rootkeyd dev` made them.
-fn made_by_dev(daemon: &Daemon, name: &str) -> (String, String) {
-    let read = |end| fs::read_to_string(daemon.dir.join(format!("tls/{name}.{end}"))).unwrap();
-    (read("pem"), read("key"))
-}
-
-#[tokio::test]
-async fn without_a_client_certificate_there_is_no_connection() {
-    let daemon = Daemon::start();
-    let (certificate, key) = made_by_dev(&daemon, "image");
-    let greeted = greet(&daemon, Some((&certificate, &key))).await.unwrap();
-    assert_eq!(greeted, ProtocolVersion::TLSv1_3);
-    let refused = greet(&daemon, None).await.unwrap_err().to_string();
-    assert!(refused.contains("CertificateRequired"), "{refused}");
-
-    // Nor for the services that ask for no permission.
-    let Ok(channel) = daemon.endpoint(None).connect().await else { return };
-    let checked = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
-    assert!(checked.is_err(), "{checked:?}");
-}
-
-#[tokio::test]
-async fn tls_1_2_is_refused() {
-    let daemon = Daemon::start();
-    // Written out, since the rustls of this workspace knows no TLS 1.2.
-    let extensions = [
-        &[0, 10, 0, 6, 0, 4, 0, 29, 0, 23][..], // supported_groups: X25519, P-256
-        &[0, 11, 0, 2, 1, 0],                   // ec_point_formats: uncompressed
-        &[0, 13, 0, 8, 0, 6, 4, 3, 8, 4, 4, 1], // signature_algorithms
-        &[0, 23, 0, 0],                         // extended_master_secret
-        &[0, 16, 0, 5, 0, 3, 2, b'h', b'2'],    // ALPN: h2
-    ]
-    .concat();
-    let mut hello = vec![3, 3];
-    hello.extend([7; 32]); // random
-    hello.push(0); // no session id
-    hello.extend([0, 8, 0xc0, 0x2b, 0xc0, 0x2f, 0xc0, 0x2c, 0xc0, 0x30]); // ECDHE with AES-GCM
-    hello.extend([1, 0]); // no compression
-    hello.extend(u16::try_from(extensions.len()).unwrap().to_be_bytes());
-    hello.extend(extensions);
-    let length = u16::try_from(hello.len()).unwrap();
-    let mut record = vec![22, 3, 1];
-    record.extend((length + 4).to_be_bytes());
-    record.extend([1, 0]);
-    record.extend(length.to_be_bytes());
-    record.extend(hello);
-
-    let mut stream = TcpStream::connect(&daemon.address).await.unwrap();
-    stream.write_all(&record).await.unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.unwrap();
-    // One alert, fatal: protocol_version (RFC 8446, section 6.2).
-    assert_eq!(answer, [21, 3, 3, 0, 2, 2, 70]);
-    let (certificate, key) = made_by_dev(&daemon, "image");
-    let greeted = greet(&daemon, Some((&certificate, &key))).await.unwrap();
-    assert_eq!(greeted, ProtocolVersion::TLSv1_3);
-}
-
-/// The CA of `dev`, or another one of the same name if there is no key.
-fn issuer(key: Option<&str>) -> Issuer<'static, KeyPair> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "rootkeyd dev CA");
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let key = key.map_or_else(KeyPair::generate, KeyPair::from_pem).unwrap();
-    Issuer::new(params, key)
-}
-
-/// A client certificate with these URIs, and its key.
-fn issue(
-    issuer: &Issuer<'static, KeyPair>,
-    uris: &[&str],
-    change: impl FnOnce(&mut CertificateParams),
-) -> (String, String) {
-    let mut params = CertificateParams::default();
-    // That a common name looks like a SPIFFE ID is worth nothing.
-    params.distinguished_name.push(DnType::CommonName, ADMIN);
-    params.subject_alt_names =
-        uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
-    (params.not_before, params.not_after) = (date_time_ymd(2024, 1, 1), date_time_ymd(2054, 1, 1));
-    change(&mut params);
-    let key = KeyPair::generate().unwrap();
-    (params.signed_by(&key, issuer).unwrap().pem(), key.serialize_pem())
-}
-
-const ADMIN: &str = "spiffe://rootkeyd.dev/admin";
-
-#[tokio::test]
-async fn a_certificate_without_a_spiffe_id_is_unauthenticated_and_audited() {
-    let daemon = Daemon::start();
-    let mut admin = daemon.client("admin").await;
-    let wrapped = Wrapped::new(&mut admin, "volumes").await;
-    let name = &wrapped.key.name;
-    let issuer = issuer(Some(&made_by_dev(&daemon, "ca").1));
-    let cases: [(&str, &[&str]); 4] = [
-        ("one", &[ADMIN]),
-        ("none", &[]),
-        ("two", &[ADMIN, "spiffe://rootkeyd.dev/service/image"]),
-        ("https", &["https://rootkeyd.dev/admin"]),
-    ];
-    for (id, uris) in cases {
-        let (certificate, key) = issue(&issuer, uris, |_params| {});
-        let endpoint = daemon.endpoint_as(Some(Identity::from_pem(certificate, key)));
-        let mut client = Client::new(endpoint.connect().await.unwrap());
-        let mut request = Request::new(unwrap_request(name, &wrapped.wrapped, &[b"aad"]));
-        request.metadata_mut().insert("x-request-id", id.parse().unwrap());
-        let answer = client.crypto.unwrap_dek(request).await.map_err(refusal);
-        if id == "one" {
-            // A control: the certificates are fine but for their names.
-            assert_eq!(answer.unwrap().into_inner().dek, DEK);
-            continue;
-        }
-        let refused = answer.unwrap_err();
-        assert_eq!(
-            (refused.code, refused.reason.as_str()),
-            (Code::Unauthenticated, "UNAUTHENTICATED"),
-            "{id}"
-        );
-        let others = [
-            client.get(name).await.unwrap_err().reason,
-            client.disable(name).await.unwrap_err().reason,
-            client.create_key(pb::Key::default()).await.unwrap_err().reason,
-        ];
-        assert_eq!(others, ["UNAUTHENTICATED"; 3], "{id}");
-        let admin_info = client.admin.get_server_info(pb::GetServerInfoRequest {}).await;
-        assert_eq!(refusal(admin_info.unwrap_err()).reason, "UNAUTHENTICATED");
-
-        let events = admin.audit_events().await;
-        let of_call: Vec<_> = events.iter().filter(|event| event.request_id == id).collect();
-        let [event] = of_call[..] else { panic!("not one record of {id}: {of_call:?}") };
-        assert_eq!(event.outcome(), pb::audit_event::Outcome::Refused);
-        assert_eq!(
-            (event.action.as_str(), event.reason.as_str(), event.principal.as_str()),
-            ("kms.secrets.unwrap", "UNAUTHENTICATED", "")
-        );
-        assert_eq!(&event.subject, name);
-        assert!(event.source_address.starts_with("127.0.0.1:"), "{event:?}");
-    }
-    wrapped.unwrap(&mut admin).await.unwrap();
-}
-
-#[tokio::test]
-async fn another_cas_certificate_is_refused() {
-    let daemon = Daemon::start();
-    let (certificate, key) = issue(&issuer(None), &[ADMIN], |_params| {});
-    let refused = greet(&daemon, Some((&certificate, &key))).await.unwrap_err().to_string();
-    assert!(refused.contains("alert"), "{refused}");
-    let endpoint = daemon.endpoint_as(Some(Identity::from_pem(certificate, key)));
-    let Ok(channel) = endpoint.connect().await else { return };
-    let request = pb::ListKeysRequest { parent: "instances/default".into(), ..Default::default() };
-    let refused = Client::new(channel).keys.list_keys(request).await.unwrap_err();
-    assert!(refused.get_details_error_info().is_none(), "{refused:?}");
-}
-
-#[tokio::test]
-async fn a_certificate_that_is_expired_or_not_for_clients_is_refused() {
-    let daemon = Daemon::start();
-    let issuer = issuer(Some(&made_by_dev(&daemon, "ca").1));
-    let fine = issue(&issuer, &[ADMIN], |_params| {});
-    let expired = issue(&issuer, &[ADMIN], |params| params.not_after = date_time_ymd(2025, 1, 1));
-    let early = issue(&issuer, &[ADMIN], |params| params.not_before = date_time_ymd(2053, 1, 1));
-    let of_a_server = issue(&issuer, &[ADMIN], |params| {
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    });
-    greet(&daemon, Some((&fine.0, &fine.1))).await.unwrap();
-    for (certificate, key) in [expired, early, of_a_server] {
-        let refused = greet(&daemon, Some((&certificate, &key))).await.unwrap_err().to_string();
-        assert!(refused.contains("alert"), "{refused}");
-    }
-}
-
 #[tokio::test]
 async fn an_object_that_no_key_names_is_reported_and_left_alone() {
     let mut daemon = Daemon::start();
@@ -864,29 +648,6 @@ async fn an_object_that_no_key_names_is_reported_and_left_alone() {
     assert!(daemon.logged().contains("they are left alone"));
     daemon.stop().await;
     assert_eq!(objects(&tokens), before);
-}
-
-#[tokio::test]
-async fn the_key_exchange_is_hybrid_where_the_client_offers_it() {
-    let daemon = Daemon::start();
-    let tls = daemon.dir.join("tls");
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(tls.join("ca.pem")).unwrap()).unwrap();
-    let certificate = CertificateDer::from_pem_file(tls.join("admin.pem")).unwrap();
-    let key = PrivateKeyDer::from_pem_file(tls.join("admin.key")).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(vec![certificate], key)
-        .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let stream = TcpStream::connect(&daemon.address).await.unwrap();
-    let name = ServerName::try_from("localhost").unwrap();
-    let connection = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
-    let group = connection.get_ref().1.negotiated_key_exchange_group().unwrap();
-    assert_eq!(group.name(), rustls::NamedGroup::X25519MLKEM768);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! What is refused before a method sees it: a message that is not of the
 //! contract's form or too long, a method that there is not. tonic answers these by
-//! itself; here they get a reason, like every refusal, and their record.
+//! itself; here they get a reason, like every refusal, and their record. And what is
+//! too much: too many calls of one principal, or of all.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use tonic::{Code, Status};
 use tower::{Layer, Service as TowerService};
 
 use super::grpc::caller_in;
+use super::guard::{Guard, Pass};
 use super::methods;
 use super::status::status;
 use crate::domain::Malformed;
@@ -20,20 +22,21 @@ use crate::service::{Answer, Caller, Service};
 
 /// Wraps the services of the listener.
 #[derive(Clone)]
-pub(super) struct Refusals(pub(super) Arc<Service>);
+pub(super) struct Refusals(pub(super) Arc<Service>, pub(super) Arc<Guard>);
 
 /// A service whose refusals are looked at.
 #[derive(Clone)]
 pub(super) struct Watched<S> {
     inner: S,
     service: Arc<Service>,
+    guard: Arc<Guard>,
 }
 
 impl<S> Layer<S> for Refusals {
     type Service = Watched<S>;
 
     fn layer(&self, inner: S) -> Watched<S> {
-        Watched { inner, service: Arc::clone(&self.0) }
+        Watched { inner, service: Arc::clone(&self.0), guard: Arc::clone(&self.1) }
     }
 }
 
@@ -53,13 +56,35 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let caller = caller_in(request.headers(), request.extensions());
         let method = request.uri().path().strip_prefix(PACKAGE).map(str::to_owned);
+        let pass = method.as_deref().map_or(Ok(None), |method| self.pass(&caller, method));
+        let pass = match pass {
+            Ok(pass) => pass,
+            Err(refused) => return Box::pin(async move { Ok(refused.into_http()) }),
+        };
         let answered = self.inner.call(request);
         let service = Arc::clone(&self.service);
         Box::pin(async move {
             let response = answered.await?;
+            drop(pass);
             let Some(method) = method else { return Ok(response) };
             let Some(error) = not_ours(&response) else { return Ok(response) };
             Ok(recorded(&service, &caller, &method, error).await.into_http())
+        })
+    }
+}
+
+impl<S> Watched<S> {
+    /// Room for the call, if it is of a kind that needs some here; or the refusal.
+    fn pass(&self, caller: &Caller, method: &str) -> Result<Option<Pass>, Status> {
+        let row = methods::ALL.iter().find(|row| row.name == method).copied();
+        let (Some(row), Some(principal)) = (row, &caller.principal) else { return Ok(None) };
+        if BY_DEKS.contains(&row.name) {
+            return Ok(None);
+        }
+        let entered = self.guard.enter(row, principal, 0);
+        entered.map(Some).map_err(|error| {
+            self.service.count_refused(caller, row, &error);
+            status(&error, &caller.request_id)
         })
     }
 }
@@ -116,5 +141,7 @@ fn not_ours(response: &Response<Body>) -> Option<Error> {
     of_message(&refused)
 }
 
+/// These ask for room by the number of their DEKs, when they know it.
+const BY_DEKS: [&str; 2] = [methods::BATCH_UNWRAP_DEKS.name, methods::STREAM_UNWRAP_DEKS.name];
 /// The path that every method's name comes after.
 const PACKAGE: &str = "/rootkeyd.v1.";

@@ -3,23 +3,23 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
-use tonic::transport::server::Connected;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use super::connection::{ByPrincipal, Connection, Peer, Share, Socket};
 use super::grpc::Edge;
+use super::guard::Guard;
+use super::handshakes::Handshakes;
+use super::local::{self, Local};
 use super::pb::access_service_server::AccessServiceServer;
 use super::pb::admin_service_server::AdminServiceServer;
 use super::pb::audit_service_server::AuditServiceServer;
@@ -33,23 +33,11 @@ use super::pb::policy_service_server::PolicyServiceServer;
 use super::pb::registration_service_server::RegistrationServiceServer;
 use super::pb::resource_service_server::ResourceServiceServer;
 use super::refusals::Refusals;
-use super::tls::server_config;
-use super::{Identity, TlsError, pb};
-use crate::auth::mtls::principal_of;
-use crate::domain::PrincipalId;
+use super::tls::reason_of;
+use super::trust::Trust;
+use super::{Identity, Limits, TlsError, pb};
 use crate::hsm::Health;
 use crate::service::Service;
-
-/// Bounds of the listener.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Connections at a time; more wait to be accepted.
-    pub connections: usize,
-    /// Calls at a time on one connection.
-    pub streams: u32,
-    /// How long a TLS handshake may take.
-    pub handshake: Duration,
-}
 
 /// A listener that serves.
 pub struct Serving {
@@ -58,72 +46,92 @@ pub struct Serving {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// Who is at the other end of a connection.
-#[derive(Clone, Debug)]
-pub(super) struct Peer {
-    /// `None` if the certificate names nobody: then every call is refused.
-    pub(super) principal: Option<PrincipalId>,
-    pub(super) address: SocketAddr,
+/// Where it is listened on already.
+pub struct Listeners {
+    /// gRPC over mutual TLS.
+    pub tls: TcpListener,
+    /// The Unix socket, if there is one, and who may be there.
+    pub local: Option<(UnixListener, Local)>,
 }
 
-/// Begins to serve on `listener`.
+/// Begins to serve on `listeners`.
 ///
 /// # Errors
 /// [`TlsError`], if the TLS files cannot be used.
 pub fn serve(
     service: Arc<Service>,
-    listener: TcpListener,
+    listeners: Listeners,
     identity: &Identity,
     hsm: watch::Receiver<Health>,
     limits: Limits,
 ) -> Result<Serving, TlsError> {
-    let acceptor = TlsAcceptor::from(server_config(identity)?);
+    let trust = Trust::read(identity, &service)?;
     let (stop, stopped) = watch::channel(false);
     let (connections, incoming) = mpsc::channel(limits.connections.min(128));
     let (health, health_service) = tonic_health::server::health_reporter();
-    tokio::spawn(accept(listener, acceptor, limits, connections, stopped.clone()));
+    let hall = Hall {
+        places: Arc::new(Semaphore::new(limits.connections)),
+        by_principal: ByPrincipal::default(),
+        limits,
+        connections,
+        stopped: stopped.clone(),
+    };
+    if let Some((listener, local)) = listeners.local {
+        tokio::spawn(local::accept(listener, local, hall.clone()));
+    }
+    tokio::spawn(accept(listeners.tls, Arc::clone(&trust), hall));
+    tokio::spawn(trust.follow(stopped.clone()));
     tokio::spawn(tell_health(health, hsm));
 
-    let refusals = Refusals(Arc::clone(&service));
-    let edge = Edge::new(service, stopped.clone());
+    let guard = Arc::new(Guard::new(&limits));
+    tokio::spawn(forget_old(Arc::downgrade(&guard)));
+    let refusals = Refusals(Arc::clone(&service), Arc::clone(&guard));
+    let edge = Edge::new((service, guard), stopped.clone());
     let router = Server::builder()
         .layer(refusals)
         .max_concurrent_streams(limits.streams)
-        .http2_max_header_list_size(MOST_HEADER_BYTES)
+        .max_connection_age(limits.connection_age)
+        .http2_max_header_list_size(limits.header_bytes)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(
-            CryptoServiceServer::new(edge.clone()).max_decoding_message_size(MOST_DEK_BYTES),
-        )
-        .add_service(KeyServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES))
-        .add_service(
-            KeyRingServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            CryptoServiceServer::new(edge.clone())
+                .max_decoding_message_size(limits.dek_message_bytes),
         )
         .add_service(
-            EventServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            KeyServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
         )
         .add_service(
-            ImportServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            KeyRingServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
         )
         .add_service(
-            PolicyServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            EventServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
         )
         .add_service(
-            RegistrationServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            ImportServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
         )
         .add_service(
-            ResourceServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            PolicyServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
         )
         .add_service(
-            InstanceServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            RegistrationServiceServer::new(edge.clone())
+                .max_decoding_message_size(limits.message_bytes),
         )
         .add_service(
-            AuditServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            ResourceServiceServer::new(edge.clone())
+                .max_decoding_message_size(limits.message_bytes),
         )
         .add_service(
-            AccessServiceServer::new(edge.clone()).max_decoding_message_size(MOST_KEY_BYTES),
+            AccessServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
         )
-        .add_service(AdminServiceServer::new(edge).max_decoding_message_size(MOST_KEY_BYTES))
+        .add_service(
+            InstanceServiceServer::new(edge.clone())
+                .max_decoding_message_size(limits.message_bytes),
+        )
+        .add_service(
+            AuditServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
+        )
+        .add_service(AdminServiceServer::new(edge).max_decoding_message_size(limits.message_bytes))
         .add_service(health_service)
         .add_optional_service(reflection().build_v1().ok())
         .add_optional_service(reflection().build_v1alpha().ok());
@@ -156,20 +164,25 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
+/// What those who accept share: their connections are counted together.
+#[derive(Clone)]
+pub(super) struct Hall {
+    pub(super) places: Arc<Semaphore>,
+    pub(super) by_principal: ByPrincipal,
+    pub(super) limits: Limits,
+    pub(super) connections: mpsc::Sender<Result<Connection, io::Error>>,
+    pub(super) stopped: watch::Receiver<bool>,
+}
+
 /// Accepts until told to stop; a slow handshake holds up nobody else.
-async fn accept(
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-    limits: Limits,
-    connections: mpsc::Sender<Result<Connection, io::Error>>,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let places = Arc::new(Semaphore::new(limits.connections));
+async fn accept(listener: TcpListener, trust: Arc<Trust>, mut hall: Hall) {
+    let refusals = Arc::new(Handshakes::default());
+    let limits = hall.limits;
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&hall.places).acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stopped.wait_for(|stop| *stop) => return,
+            _ = hall.stopped.wait_for(|stop| *stop) => return,
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
@@ -180,36 +193,48 @@ async fn accept(
                 continue;
             }
         };
-        let (acceptor, connections) = (acceptor.clone(), connections.clone());
+        let (trust, connections) = (Arc::clone(&trust), hall.connections.clone());
+        let (refusals, by_principal) = (Arc::clone(&refusals), Arc::clone(&hall.by_principal));
         tokio::spawn(async move {
-            let greeted = tokio::time::timeout(limits.handshake, greet(acceptor, stream, address));
-            match greeted.await {
+            let greeted = greet(&trust, stream, address, limits);
+            match tokio::time::timeout(limits.handshake, greeted).await {
                 Ok(Ok((stream, peer))) => {
-                    let connection = Connection { stream, peer, _place: place };
+                    let Some(share) = Share::of(&by_principal, &peer) else {
+                        refusals.tell(address, "its principal has too many connections");
+                        return;
+                    };
+                    let socket = Socket::Tls(Box::new(stream));
+                    let connection = Connection { socket, peer, _place: place, _share: share };
                     // Err: the daemon stops.
                     drop(connections.send(Ok(connection)).await);
                 }
-                Ok(Err(error)) => tracing::debug!(%address, %error, "no TLS handshake"),
-                Err(_elapsed) => tracing::debug!(%address, "the TLS handshake took too long"),
+                Ok(Err(error)) => refusals.tell(address, &reason_of(&error)),
+                Err(_elapsed) => refusals.tell(address, "it took too long"),
             }
         });
     }
 }
 
 async fn greet(
-    acceptor: TlsAcceptor,
+    trust: &Arc<Trust>,
     stream: TcpStream,
     address: SocketAddr,
+    limits: Limits,
 ) -> io::Result<(TlsStream<TcpStream>, Peer)> {
     stream.set_nodelay(true)?;
-    let stream = acceptor.accept(stream).await?;
-    let certificates = stream.get_ref().1.peer_certificates();
-    let certificate = certificates.and_then(|certificates| certificates.first());
-    let principal = certificate.and_then(|certificate| principal_of(certificate));
-    if principal.is_none() {
-        tracing::warn!(%address, "a client certificate names no principal, or more than one");
-    }
-    Ok((stream, Peer { principal, address }))
+    let stream = TlsAcceptor::from(trust.config()).accept(stream).await?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    // The handshake saw to it that there is one.
+    let (holder, presented) = trust.presented(chain).ok_or(io::ErrorKind::InvalidData)?;
+    let peer = Peer {
+        principal: Some(holder.principal),
+        address: address.to_string(),
+        ip: Some(address.ip()),
+        standing: Some(Arc::new(presented)),
+        ends: Instant::now() + limits.connection_age,
+        limits,
+    };
+    Ok((stream, peer))
 }
 
 /// NOT_SERVING while the HSM cannot be used.
@@ -226,65 +251,16 @@ async fn tell_health(reporter: HealthReporter, mut hsm: watch::Receiver<Health>)
     }
 }
 
-/// A connection after its handshake.
-struct Connection {
-    stream: TlsStream<TcpStream>,
-    peer: Peer,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+/// So that the memory for rates is that of the principals that ask.
+async fn forget_old(guard: Weak<Guard>) {
+    loop {
+        tokio::time::sleep(FORGET_EVERY).await;
+        let Some(guard) = guard.upgrade() else { return };
+        guard.forget_old();
     }
 }
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
-/// A batch of 1000 wrapped DEKs of the usual size is 200 KiB; of the longest, 8 MiB.
-const MOST_DEK_BYTES: usize = 16 * 1024 * 1024;
-const MOST_KEY_BYTES: usize = 64 * 1024;
-const MOST_HEADER_BYTES: u32 = 16 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -32,6 +32,9 @@ pub fn status(error: &Error, request_id: &str) -> Status {
         Code::NotFound | Code::AlreadyExists => {
             details.set_resource_info("rootkeyd.v1.Key", subject, "", &error.message);
         }
+        Code::ResourceExhausted => {
+            details.add_quota_failure_violation(subject, &error.message);
+        }
         Code::DeadlineExceeded
         | Code::PermissionDenied
         | Code::Aborted

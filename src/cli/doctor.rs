@@ -22,7 +22,12 @@ pub(super) async fn run(
     timeout: Duration,
     output: Output,
 ) -> Result<(), Failure> {
-    let mut checks = vec![configuration(config), certificate(config)];
+    let local = config.is_local();
+    let by = if local { "Unix socket" } else { "mutual TLS with" };
+    let mut checks = Vec::new();
+    if !local {
+        checks.extend([configuration(config), certificate(config)]);
+    }
     match Client::connect(config, timeout).await {
         Err(error) => checks.push(Check::failed(
             "connection",
@@ -30,7 +35,7 @@ pub(super) async fn run(
             "start rootkeyd; compare endpoint and ca in client.toml with its configuration",
         )),
         Ok(client) => {
-            checks.push(Check::ok("connection", format!("mutual TLS with {}", config.endpoint)));
+            checks.push(Check::ok("connection", format!("{by} {}", config.endpoint)));
             let info = client.admin().get_server_info(pb::GetServerInfoRequest {}).await;
             match info.map_err(Refusal::from) {
                 Ok(info) => checks.push(server(info.into_inner())),

@@ -71,7 +71,7 @@ struct Global {
     /// The client.toml to use
     #[arg(long, global = true, env = "ROOTKEYCTL_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// URL of the daemon, such as https://127.0.0.1:8443
+    /// URL of the daemon, such as https://127.0.0.1:8443 or unix:///run/rootkeyd/rootkeyd.sock
     #[arg(long, global = true, value_name = "URL")]
     endpoint: Option<String>,
     /// The instance that keys given without one are in
@@ -147,7 +147,10 @@ impl Global {
                 certificate: certificate.clone(),
                 key: key.clone(),
             }),
-            (_, _, _) => Err(Failure::NoConfig),
+            (_, _, _) => {
+                let local = self.endpoint.clone().map(ClientConfig::local);
+                local.filter(ClientConfig::is_local).ok_or(Failure::NoConfig)
+            }
         }
     }
 }

@@ -52,17 +52,21 @@ pub use crate::{
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct ClientConfig {
-    /// URL of the daemon; `https` only.
+    /// URL of the daemon: `https://`, or `unix:///path` of its socket on this machine,
+    /// which needs none of the files below.
     #[serde(default = "default_endpoint")]
     pub endpoint: String,
     /// The instance that key names without one are in.
     #[serde(default = "default_instance")]
     pub instance: String,
     /// PEM file of the certificate authority that signed the daemon's certificate.
+    #[serde(default)]
     pub ca: PathBuf,
     /// PEM file of the caller's certificate.
+    #[serde(default)]
     pub certificate: PathBuf,
     /// PEM file of the private key of `certificate`.
+    #[serde(default)]
     pub key: PathBuf,
 }
 
@@ -87,10 +91,27 @@ impl ClientConfig {
     /// If the text is not TOML, lacks a field, or has one that is not known.
     pub fn parse(text: &str, folder: &Path) -> Result<Self, toml::de::Error> {
         let mut config: Self = toml::from_str(text)?;
-        for path in [&mut config.ca, &mut config.certificate, &mut config.key] {
-            *path = folder.join(&path);
+        let local = config.is_local();
+        let Self { endpoint: _, instance: _, ca, certificate, key } = &mut config;
+        for (name, path) in [("ca", ca), ("certificate", certificate), ("key", key)] {
+            if !path.as_os_str().is_empty() {
+                *path = folder.join(&path);
+            } else if !local {
+                return Err(serde::de::Error::missing_field(name));
+            }
         }
         Ok(config)
+    }
+
+    /// For the daemon whose Unix socket is at `endpoint`: it needs no files.
+    pub fn local(endpoint: String) -> Self {
+        let [ca, certificate, key] = [(); 3].map(|()| PathBuf::new());
+        Self { endpoint, instance: default_instance(), ca, certificate, key }
+    }
+
+    /// Whether the system says who is who, and not certificates.
+    pub fn is_local(&self) -> bool {
+        self.endpoint.starts_with(LOCAL)
     }
 
     /// Takes the certificate and private key `NAME.pem` and `NAME.key` from the
@@ -247,16 +268,21 @@ impl Client {
     }
 }
 
-/// By mutual TLS; nothing is connected yet.
+/// By mutual TLS, or a Unix socket; nothing is connected yet.
 fn endpoint(config: &ClientConfig, user_agent: &str) -> Result<Endpoint, ClientError> {
     let ClientConfig { endpoint, instance: _, ca, certificate, key } = config;
+    let invalid = |source| ClientError::Invalid { endpoint: endpoint.clone(), source };
+    if config.is_local() {
+        let made = Endpoint::from_shared(endpoint.clone()).map_err(invalid)?;
+        let made = made.user_agent(user_agent).map_err(invalid)?;
+        return Ok(made.connect_timeout(CONNECT_TIMEOUT));
+    }
     if !endpoint.starts_with("https://") {
         return Err(ClientError::NotHttps { endpoint: endpoint.clone() });
     }
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(read_pem(ca)?))
         .identity(Identity::from_pem(read_pem(certificate)?, read_pem(key)?));
-    let invalid = |source| ClientError::Invalid { endpoint: endpoint.clone(), source };
     let made = Endpoint::from_shared(endpoint.clone())
         .map_err(invalid)?
         .user_agent(user_agent)
@@ -312,13 +338,13 @@ pub enum ClientError {
         source: Box<toml::de::Error>,
     },
     /// The endpoint would carry DEKs in the clear.
-    #[error("the endpoint {endpoint:?} does not begin with https://")]
+    #[error("the endpoint {endpoint:?} does not begin with https:// or unix:///")]
     NotHttps {
         /// As it was given.
         endpoint: String,
     },
     /// The endpoint is no URL, or a PEM file holds no certificate or key.
-    #[error("cannot set up TLS to {endpoint}: {}", Chain(source))]
+    #[error("cannot set up a connection to {endpoint}: {}", Chain(source))]
     Invalid {
         /// As it was given.
         endpoint: String,
@@ -352,6 +378,7 @@ fn read_pem(path: &Path) -> Result<Vec<u8>, ClientError> {
     fs::read(path).map_err(|source| ClientError::Unread { path: path.to_owned(), source })
 }
 
+const LOCAL: &str = "unix:///";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
@@ -388,6 +415,14 @@ mod tests {
     fn client_toml_without_a_certificate_is_refused() {
         let error = ClientConfig::parse("ca = \"a\"\nkey = \"b\"", Path::new("/")).unwrap_err();
         assert!(error.message().contains("missing field `certificate`"), "{error}");
+    }
+
+    #[test]
+    fn client_toml_of_a_unix_socket_needs_no_files() {
+        let text = "endpoint = \"unix:///run/rootkeyd.sock\"";
+        let config = ClientConfig::parse(text, Path::new("/dev-dir")).unwrap();
+        assert_eq!(config.ca, Path::new(""));
+        assert!(endpoint(&config, "test").is_ok());
     }
 
     #[test]

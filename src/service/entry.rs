@@ -10,7 +10,7 @@ use super::{Call, Caller, Method, Service};
 use crate::domain::{
     Bindings, InstanceId, Key, KeyName, KeyRingName, Malformed, Permission, Place, PrincipalId,
 };
-use crate::error::Error;
+use crate::error::{Error, Reason};
 
 /// What a request asks about.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +64,10 @@ impl Service {
         asked: Result<Asked<'_>, Malformed>,
     ) -> Result<Call, Error> {
         let principal = caller.principal.as_ref().ok_or_else(Error::unauthenticated)?;
+        if let Some(standing) = &caller.standing {
+            let standing = standing.check(self.now().time);
+            standing.map_err(|why| Error::new(Reason::Unauthenticated, why))?;
+        }
         // A caller who may nothing is not told what is wrong with the form.
         let allowed = match &asked {
             Ok(asked) => self.lets_in(caller, principal, method.permission, *asked),

@@ -13,6 +13,7 @@ mod crypto;
 mod entry;
 mod events;
 mod explain;
+mod floods;
 mod impact;
 mod imports;
 mod instances;
@@ -64,7 +65,7 @@ use crate::clock::{Clock, ClockSource, Trust};
 use crate::domain::event::DAEMON;
 use crate::domain::{
     Binding, Bindings, Event, Gift, Instance, InstanceId, Ipv4Net, Key, KeyAction, KeyState,
-    Moment, Outcome, Permission, PrincipalId, Profile,
+    Moment, Outcome, Permission, PrincipalId, Profile, Timestamp,
 };
 use crate::error::{Error, Reason};
 use crate::hsm::Hsm;
@@ -89,18 +90,29 @@ pub struct Method {
 /// Who asks, as the edge found out.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// `None` if the certificate names nobody.
+    /// `None` if there is no one at the other end whom we know.
     pub principal: Option<PrincipalId>,
     /// Address of the socket.
     pub source_address: String,
     /// The same without the port, for policies; `None` if there is none.
     pub source_ip: Option<IpAddr>,
+    /// How the certificate stands that the connection began with.
+    pub standing: Option<Arc<dyn Standing>>,
     /// The caller's own id of the request, or one made for it.
     pub request_id: String,
     /// When the request came.
     pub began: Instant,
     /// Until when the caller waits.
     pub deadline: Instant,
+}
+
+/// What a caller showed when the connection began, which may not be good any more.
+pub trait Standing: std::fmt::Debug + Send + Sync {
+    /// Whether it is good at `now`.
+    ///
+    /// # Errors
+    /// Why not, in a sentence.
+    fn check(&self, now: Timestamp) -> Result<(), String>;
 }
 
 /// A call that may go on: its caller is known and has the permission.
@@ -183,6 +195,8 @@ pub struct Service {
     under_way: Mutex<requests::UnderWay>,
     /// Events that are durable in the store's outbox and not yet in the audit log.
     unpublished: Mutex<Vec<Event>>,
+    /// Refusals that are recorded by their number.
+    floods: floods::Floods,
     boot_id: Uuid,
     started: Moment,
 }
@@ -232,6 +246,7 @@ impl Service {
             unwrapped: Mutex::default(),
             changes: TaskTracker::new(),
             under_way: Mutex::default(),
+            floods: floods::Floods::default(),
             unpublished: Mutex::new(unpublished.into_iter().map(|(event, _)| event).collect()),
             boot_id: Uuid::new_v4(),
             started: clock.now(),
@@ -305,6 +320,7 @@ impl Service {
     pub async fn finish(&self) {
         self.changes.close();
         self.changes.wait().await;
+        self.record_refused().await;
         self.publish_rest().await;
         self.note_clock().await;
     }

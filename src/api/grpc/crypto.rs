@@ -8,9 +8,11 @@ use std::time::Instant;
 use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::super::guard::{Guard, Pass};
 use super::super::{convert, methods, pb, refusals};
-use super::{DEFAULT_DEADLINE, Edge, answer, caller_of};
+use super::{DEFAULT_DEADLINE, Edge, answer, caller_of, stream_ends};
 use crate::domain::Malformed;
+use crate::error::Error;
 use crate::service::{Asked, Caller, DekAnswer, DekRequest, Method, Service};
 use pb::crypto_service_server::CryptoService;
 
@@ -92,6 +94,10 @@ impl CryptoService for Edge {
         }
         let caller = Arc::new(caller_of(&request));
         let pb::BatchUnwrapDeksRequest { requests } = request.into_inner();
+        let _pass = match pass(&self.service, &self.guard, &caller, method, requests.len()) {
+            Ok(pass) => pass,
+            Err(error) => return answer(Err(error), &caller.request_id),
+        };
         let mut requests = requests.into_iter().map(convert::unwrap_request).peekable();
         let chunks = std::iter::from_fn(|| {
             requests.peek()?;
@@ -115,20 +121,20 @@ impl CryptoService for Edge {
         request: Request<Streaming<pb::StreamUnwrapDeksRequest>>,
     ) -> Result<Response<Self::StreamUnwrapDeksStream>, Status> {
         let caller = caller_of(&request);
-        let service = Arc::clone(&self.service);
+        let shared = (Arc::clone(&self.service), Arc::clone(&self.guard));
         let request_id = caller.request_id.clone();
         // What has come meanwhile goes to the HSM as one job; several jobs may be
         // under way, so that one chunk is read while another is worked on.
-        // When the daemon stops, what was sent is answered and no more is read.
-        let mut stopped = self.stopped.clone();
-        let stopped = async move { drop(stopped.wait_for(|stopped| *stopped).await) };
+        // When the daemon stops or the connection has its age, what was sent is
+        // answered and no more is read.
+        let ends = stream_ends(&request, self.stopped.clone());
         let answers = request
             .into_inner()
-            .take_until(Box::pin(stopped))
+            .take_until(Box::pin(ends))
             .ready_chunks(CHUNK)
             .map(move |chunk| {
                 let deadline = Instant::now() + DEFAULT_DEADLINE;
-                unwrap_chunk(Arc::clone(&service), Caller { deadline, ..caller.clone() }, chunk)
+                unwrap_chunk(shared.clone(), Caller { deadline, ..caller.clone() }, chunk)
             })
             .buffer_unordered(CHUNKS_UNDER_WAY)
             .flat_map(stream::iter);
@@ -136,9 +142,22 @@ impl CryptoService for Edge {
     }
 }
 
+/// Room for so many DEKs; or the refusal, which is counted.
+fn pass(
+    service: &Service,
+    guard: &Guard,
+    caller: &Caller,
+    method: &'static Method,
+    deks: usize,
+) -> Result<Option<Pass>, Error> {
+    let Some(principal) = caller.principal.as_ref().filter(|_| deks > 0) else { return Ok(None) };
+    let entered = guard.enter(method, principal, deks);
+    entered.map(Some).inspect_err(|error| service.count_refused(caller, method, error))
+}
+
 /// What came on a stream: unwrapped in one go, each answer with its id.
 async fn unwrap_chunk(
-    service: Arc<Service>,
+    (service, guard): (Arc<Service>, Arc<Guard>),
     caller: Caller,
     chunk: Vec<Result<pb::StreamUnwrapDeksRequest, Status>>,
 ) -> Vec<Result<pb::StreamUnwrapDeksResponse, Status>> {
@@ -154,7 +173,11 @@ async fn unwrap_chunk(
             Err(status) => broken = Some(status),
         }
     }
-    let results = service.deks(&caller, &methods::STREAM_UNWRAP_DEKS, requests).await;
+    let method = &methods::STREAM_UNWRAP_DEKS;
+    let results = match pass(&service, &guard, &caller, method, requests.len()) {
+        Ok(_pass) => service.deks(&caller, method, requests).await,
+        Err(error) => requests.iter().map(|_refused| Err(error.again())).collect(),
+    };
     let results = ids.into_iter().zip(results).map(|(id, result)| {
         let result = Some(convert::unwrap_result(result, &caller.request_id));
         Ok(pb::StreamUnwrapDeksResponse { id, result })
@@ -162,10 +185,7 @@ async fn unwrap_chunk(
     let mut answers: Vec<_> = results.collect();
     if let Some(refused) = broken {
         answers.push(Err(match refusals::of_message(&refused) {
-            Some(error) => {
-                let method = methods::STREAM_UNWRAP_DEKS.name;
-                refusals::recorded(&service, &caller, method, error).await
-            }
+            Some(error) => refusals::recorded(&service, &caller, method.name, error).await,
             // The caller is gone.
             None => refused,
         }));

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::super::status::status;
 use super::super::{convert, methods, pb};
-use super::{Edge, answer, caller_of, enter_key, enter_within};
+use super::{Edge, answer, caller_of, enter_key, enter_within, stream_ends};
 use crate::domain::KeyName;
 use crate::domain::campaign::rate;
 use crate::error::Error;
@@ -26,6 +26,7 @@ impl EventService for Edge {
     ) -> Result<Response<Self::WatchKeyEventsStream>, Status> {
         let method = &methods::WATCH_KEY_EVENTS;
         let caller = Arc::new(caller_of(&request));
+        let ends = stream_ends(&request, self.stopped.clone());
         let pb::WatchKeyEventsRequest { parent, resume_token } = request.into_inner();
         let service = &self.service;
         let entered = enter_within(service, &caller, method, &parent);
@@ -42,7 +43,7 @@ impl EventService for Edge {
             let told = events.map(move |event| {
                 event.map(convert::key_event).map_err(|error| status(&error, &request_id))
             });
-            Box::pin(told) as Self::WatchKeyEventsStream
+            Box::pin(told.take_until(Box::pin(ends))) as Self::WatchKeyEventsStream
         });
         answer(events, &caller.request_id)
     }

@@ -21,7 +21,8 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::server::Peer;
+use super::connection::Peer;
+use super::guard::Guard;
 use super::{convert, status::status};
 use crate::domain::{InstanceId, KeyName};
 use crate::error::Error;
@@ -31,15 +32,19 @@ use crate::service::{Answer, Asked, Call, Caller, Method, Service};
 #[derive(Clone)]
 pub(super) struct Edge {
     service: Arc<Service>,
+    guard: Arc<Guard>,
     crn_prefix: Arc<str>,
     /// Becomes true when the daemon stops.
     stopped: watch::Receiver<bool>,
 }
 
 impl Edge {
-    pub(super) fn new(service: Arc<Service>, stopped: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(
+        (service, guard): (Arc<Service>, Arc<Guard>),
+        stopped: watch::Receiver<bool>,
+    ) -> Self {
         let crn_prefix = service.settings().crn_prefix.as_str().into();
-        Self { service, crn_prefix, stopped }
+        Self { service, guard, crn_prefix, stopped }
     }
 
     /// One call from its request to its status: `work` is the use case; here are
@@ -118,14 +123,39 @@ fn caller_of<Q>(request: &Request<Q>) -> Caller {
 pub(super) fn caller_in(headers: &HeaderMap, extensions: &Extensions) -> Caller {
     let peer = extensions.get::<Peer>();
     let began = Instant::now();
-    let wait = timeout_in(headers).unwrap_or(DEFAULT_DEADLINE).min(LONGEST_DEADLINE);
+    let (usual, longest) = peer.map_or((DEFAULT_DEADLINE, LONGEST_DEADLINE), |peer| {
+        (peer.limits.request, peer.limits.longest_request)
+    });
+    let wait = timeout_in(headers).unwrap_or(usual).min(longest);
     Caller {
         principal: peer.and_then(|peer| peer.principal.clone()),
-        source_address: peer.map(|peer| peer.address.to_string()).unwrap_or_default(),
-        source_ip: peer.map(|peer| peer.address.ip()),
+        source_address: peer.map(|peer| peer.address.clone()).unwrap_or_default(),
+        source_ip: peer.and_then(|peer| peer.ip),
+        standing: peer.and_then(|peer| peer.standing.clone()),
         request_id: request_id_in(headers),
         began,
         deadline: began + wait,
+    }
+}
+
+/// When the streams of a connection end, if no one ends them before: when it has
+/// its age, or the daemon stops.
+fn stream_ends<Q>(
+    request: &Request<Q>,
+    mut stopped: watch::Receiver<bool>,
+) -> impl Future<Output = ()> + use<Q> {
+    let ends = request.extensions().get::<Peer>().map(|peer| peer.ends);
+    async move {
+        let aged = async {
+            match ends {
+                Some(ends) => tokio::time::sleep_until(ends.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = aged => {}
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
     }
 }
 
@@ -155,7 +185,8 @@ fn request_id_in(headers: &HeaderMap) -> String {
     given.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned)
 }
 
-/// How long a caller waits who does not say, and who says more.
+/// How long a caller waits who does not say, and who says more, without a connection
+/// that says otherwise.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 const LONGEST_DEADLINE: Duration = Duration::from_secs(60);
 /// In characters.
