@@ -71,6 +71,9 @@ methods! {
     LIST_INSTANCES         = "InstanceService/ListInstances",    ManageInstances, "rootkeyd.instance.list";
     DELETE_INSTANCE        = "InstanceService/DeleteInstance",   ManageInstances, "rootkeyd.instance.delete";
     LIST_AUDIT_EVENTS      = "AuditService/ListAuditEvents",     ReadAudit,  "rootkeyd.audit.list";
+    WATCH_AUDIT_EVENTS     = "AuditService/WatchAuditEvents",    ReadAudit,  "rootkeyd.audit.watch";
+    GET_CHECKPOINT         = "AuditService/GetCheckpoint",       ReadAudit,  "rootkeyd.audit-checkpoint.read";
+    EXPORT_AUDIT_LOG       = "AuditService/ExportAuditLog",      ExportAudit, "rootkeyd.audit.export";
     GET_SERVER_INFO        = "AdminService/GetServerInfo",       ReadServer, "rootkeyd.server.read";
     GET_HSM_STATUS         = "AdminService/GetHsmStatus",        ReadServer, "rootkeyd.hsm.read";
 }

@@ -91,6 +91,11 @@ impl Verifier {
         Ok((Self { key, head, tree, covered: 0, anchors, passed }, size))
     }
 
+    /// The number of the last record so far.
+    pub fn records(&self) -> u64 {
+        self.head.records
+    }
+
     /// Verifies the item that `bytes` begin with; how long that is.
     ///
     /// # Errors
@@ -194,11 +199,11 @@ fn header_of(bytes: &[u8]) -> Option<(Head, Tree, usize)> {
 }
 
 /// What an export begins with; the last byte is the version of the format.
-const MAGIC: [u8; 8] = *b"rkexprt\x01";
+pub(super) const MAGIC: [u8; 8] = *b"rkexprt\x01";
 /// What a record begins with.
-const RECORD: u8 = b'r';
+pub(super) const RECORD: u8 = b'r';
 /// What a checkpoint begins with: the length of the note follows, in two bytes.
-const CHECKPOINT: u8 = b'c';
+pub(super) const CHECKPOINT: u8 = b'c';
 
 #[cfg(test)]
 mod tests {

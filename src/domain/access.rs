@@ -25,6 +25,8 @@ pub enum Permission {
     PurgeKeys,
     /// Read the audit log.
     ReadAudit,
+    /// Export the audit log of all instances; of operators, not of any role.
+    ExportAudit,
     /// See what the daemon and its HSM are.
     ReadServer,
     /// Make, list and delete instances; of operators, not of any role.
@@ -76,6 +78,7 @@ impl Role {
             Permission::ReadAudit  => [  false,  false,  true,    false],
             Permission::ReadServer => [  false,  false,  true,    false],
             Permission::ManageInstances => [false, false, false,  false],
+            Permission::ExportAudit => [false,  false,  false,    false],
         };
         match self {
             Self::Reader => row[0],
@@ -128,9 +131,10 @@ impl Bindings {
     }
 
     /// Whether `principal` has `permission` on some instance, as calls ask that
-    /// are about the daemon and no instance. An operator manages instances.
+    /// are about the daemon and no instance. An operator manages instances and exports
+    /// the audit log.
     pub fn allow_anywhere(&self, principal: &PrincipalId, permission: Permission) -> bool {
-        let operates = permission == Permission::ManageInstances;
+        let operates = matches!(permission, Permission::ManageInstances | Permission::ExportAudit);
         (operates && self.operators.contains(principal))
             || self.of(principal).iter().any(|(_, role)| role.allows(permission))
     }
@@ -144,7 +148,7 @@ impl Bindings {
 mod tests {
     use super::*;
 
-    const PERMISSIONS: [Permission; 9] = [
+    const PERMISSIONS: [Permission; 10] = [
         Permission::UseKeys,
         Permission::ReadKeys,
         Permission::WriteKeys,
@@ -154,15 +158,16 @@ mod tests {
         Permission::ReadAudit,
         Permission::ReadServer,
         Permission::ManageInstances,
+        Permission::ExportAudit,
     ];
 
     #[test]
     fn every_role_has_just_its_permissions() {
         let has = |role: Role| PERMISSIONS.map(|p| if role.allows(p) { '+' } else { '-' });
-        assert_eq!(has(Role::Reader).iter().collect::<String>(), "++-------");
-        assert_eq!(has(Role::Writer).iter().collect::<String>(), "+++------");
-        assert_eq!(has(Role::Manager).iter().collect::<String>(), "+++++-++-");
-        assert_eq!(has(Role::KeyPurge).iter().collect::<String>(), "-----+---");
+        assert_eq!(has(Role::Reader).iter().collect::<String>(), "++--------");
+        assert_eq!(has(Role::Writer).iter().collect::<String>(), "+++-------");
+        assert_eq!(has(Role::Manager).iter().collect::<String>(), "+++++-++--");
+        assert_eq!(has(Role::KeyPurge).iter().collect::<String>(), "-----+----");
     }
 
     #[test]
@@ -177,6 +182,8 @@ mod tests {
         let bindings = Bindings::new([binding], [operator.clone()]);
         assert!(bindings.allow_anywhere(&operator, Permission::ManageInstances));
         assert!(!bindings.allow_anywhere(&reader, Permission::ManageInstances));
+        assert!(bindings.allow_anywhere(&operator, Permission::ExportAudit));
+        assert!(!bindings.allow_anywhere(&reader, Permission::ExportAudit));
         assert!(!bindings.allow(&operator, Permission::UseKeys, &here));
         assert!(bindings.allow(&reader, Permission::UseKeys, &here));
         assert!(!bindings.allow(&reader, Permission::UseKeys, &there));

@@ -17,7 +17,10 @@ use crate::domain::ObjectId;
 
 impl Worker {
     /// The DER SubjectPublicKeyInfo of a new signer, or of the one that is there.
-    pub(super) fn make_signer(&mut self, object: ObjectId) -> std::result::Result<Vec<u8>, Failure> {
+    pub(super) fn make_signer(
+        &mut self,
+        object: ObjectId,
+    ) -> std::result::Result<Vec<u8>, Failure> {
         let found = object::find_all(&self.session, object);
         // A job that was given up may have made it after all.
         if found.map_err(|error| self.failed(&error))?.is_empty() {
@@ -156,8 +159,8 @@ mod tests {
     use sha2::{Digest, Sha256};
     use uuid::Uuid;
 
-    use super::super::tests::run_with_token;
     use super::super::Crypt;
+    use super::super::tests::run_with_token;
     use super::*;
 
     fn soon() -> Instant {
@@ -176,52 +179,62 @@ mod tests {
 
     #[test]
     fn a_signer_signs_what_its_public_part_verifies_and_is_made_once() {
-        let path = "hsm::signer::tests::a_signer_signs_what_its_public_part_verifies_and_is_made_once";
-        run_with_token(path, |_as_they_are| (), async |hsm| {
-            let object = ObjectId::from(Uuid::new_v4());
-            assert_eq!(hsm.signer_key(object, soon()).await, Err(HsmError::Missing));
-            let key = hsm.make_signer(object, soon()).await.unwrap();
-            assert_eq!(hsm.make_signer(object, soon()).await.unwrap(), key);
-            assert_eq!(hsm.signer_key(object, soon()).await.unwrap(), key);
-            assert_eq!(hsm.signers().unwrap(), [object]);
-            for number in 0..40_u8 {
-                let hash = Sha256::digest([number]).into();
-                let signature = hsm.sign(object, hash, soon()).await.unwrap();
-                let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &key);
-                key.verify(&[number], &signature).unwrap();
-            }
-        });
+        let path =
+            "hsm::signer::tests::a_signer_signs_what_its_public_part_verifies_and_is_made_once";
+        run_with_token(
+            path,
+            |_as_they_are| (),
+            async |hsm| {
+                let object = ObjectId::from(Uuid::new_v4());
+                assert_eq!(hsm.signer_key(object, soon()).await, Err(HsmError::Missing));
+                let key = hsm.make_signer(object, soon()).await.unwrap();
+                assert_eq!(hsm.make_signer(object, soon()).await.unwrap(), key);
+                assert_eq!(hsm.signer_key(object, soon()).await.unwrap(), key);
+                assert_eq!(hsm.signers().unwrap(), [object]);
+                for number in 0..40_u8 {
+                    let hash = Sha256::digest([number]).into();
+                    let signature = hsm.sign(object, hash, soon()).await.unwrap();
+                    let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &key);
+                    key.verify(&[number], &signature).unwrap();
+                }
+            },
+        );
     }
 
     #[test]
     fn a_signer_does_no_other_job_and_no_other_key_signs() {
         let path = "hsm::signer::tests::a_signer_does_no_other_job_and_no_other_key_signs";
-        run_with_token(path, |_as_they_are| (), async |hsm| {
-            let signer = ObjectId::from(Uuid::new_v4());
-            let (root_key, pair) = (ObjectId::from(Uuid::new_v4()), ObjectId::from(Uuid::new_v4()));
-            hsm.make_signer(signer, soon()).await.unwrap();
-            hsm.generate(root_key, soon()).await.unwrap();
-            hsm.generate_import_pair(pair, soon()).await.unwrap();
-            for other in [root_key, pair] {
-                assert_eq!(hsm.sign(other, [1; 32], soon()).await, Err(HsmError::Missing));
-                assert_eq!(hsm.signer_key(other, soon()).await, Err(HsmError::Missing));
-            }
-            let item = Crypt::Generate { object: signer, aad: Vec::new(), length: 32 };
-            let crypted = hsm.crypt(vec![item], soon()).await.unwrap();
-            assert_eq!(crypted[0].as_ref().err(), Some(&HsmError::Missing));
-            assert_eq!(hsm.objects().unwrap(), [root_key]);
-            assert_eq!(hsm.import_pairs().unwrap(), [pair]);
+        run_with_token(
+            path,
+            |_as_they_are| (),
+            async |hsm| {
+                let signer = ObjectId::from(Uuid::new_v4());
+                let (root_key, pair) =
+                    (ObjectId::from(Uuid::new_v4()), ObjectId::from(Uuid::new_v4()));
+                hsm.make_signer(signer, soon()).await.unwrap();
+                hsm.generate(root_key, soon()).await.unwrap();
+                hsm.generate_import_pair(pair, soon()).await.unwrap();
+                for other in [root_key, pair] {
+                    assert_eq!(hsm.sign(other, [1; 32], soon()).await, Err(HsmError::Missing));
+                    assert_eq!(hsm.signer_key(other, soon()).await, Err(HsmError::Missing));
+                }
+                let item = Crypt::Generate { object: signer, aad: Vec::new(), length: 32 };
+                let crypted = hsm.crypt(vec![item], soon()).await.unwrap();
+                assert_eq!(crypted[0].as_ref().err(), Some(&HsmError::Missing));
+                assert_eq!(hsm.objects().unwrap(), [root_key]);
+                assert_eq!(hsm.import_pairs().unwrap(), [pair]);
 
-            let token = hsm.0.token.load_full().unwrap();
-            let session = token.session().unwrap();
-            let key = token.handle(Kind::Signer, signer).unwrap();
-            let others = [Mechanism::EcdsaSha256, Mechanism::Sha256RsaPkcs];
-            for mechanism in others {
-                assert!(session.sign(&mechanism, key, b"text").is_err(), "{mechanism:?}");
-            }
-            assert!(session.decrypt(&Mechanism::RsaPkcs, key, &[0; 64]).is_err());
-            let read = session.get_attributes(key, &[AttributeType::Value]).unwrap();
-            assert!(read.is_empty(), "the private number can be read");
-        });
+                let token = hsm.0.token.load_full().unwrap();
+                let session = token.session().unwrap();
+                let key = token.handle(Kind::Signer, signer).unwrap();
+                let others = [Mechanism::EcdsaSha256, Mechanism::Sha256RsaPkcs];
+                for mechanism in others {
+                    assert!(session.sign(&mechanism, key, b"text").is_err(), "{mechanism:?}");
+                }
+                assert!(session.decrypt(&Mechanism::RsaPkcs, key, &[0; 64]).is_err());
+                let read = session.get_attributes(key, &[AttributeType::Value]).unwrap();
+                assert!(read.is_empty(), "the private number can be read");
+            },
+        );
     }
 }

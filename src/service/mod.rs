@@ -6,6 +6,7 @@
 //! authentication, permission, form, existence, state, timing, HSM.
 
 mod admin;
+mod audit_streams;
 mod budget;
 mod campaigns;
 mod crypto;
@@ -16,6 +17,7 @@ mod instances;
 mod keys;
 mod listing;
 mod making;
+mod proof;
 mod purge;
 mod reconcile;
 mod registrations;
@@ -40,6 +42,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 pub use admin::{HsmReport, ServerReport};
+pub use audit_streams::RecordsWanted;
 pub use campaigns::CampaignReport;
 pub use crypto::{DekAction, DekAnswer, DekRequest};
 pub use events::EventAnswer;
@@ -49,6 +52,7 @@ pub use instances::{InstanceReport, Metrics, NewInstance};
 pub use keys::Update;
 pub use listing::{AuditQuery, KeyQuery, Listed, VersionsOfKey};
 pub use making::NewKey;
+pub use proof::{Proving, SignerProblem};
 pub use registrations::{NewRegistration, RegistrationUpdate, RegistrationsWanted};
 pub use requests::RequestId;
 pub use resources::{ActionWanted, Checked, ResourceReport, StatusesWanted, Target};
@@ -139,6 +143,8 @@ pub struct Settings {
     pub object_deadline: Duration,
     /// What the policy `allowed_network` calls private.
     pub private_networks: Vec<Ipv4Net>,
+    /// How checkpoints of the audit log are made.
+    pub proving: Proving,
 }
 
 /// Who may do what by the configuration.
@@ -177,6 +183,8 @@ pub struct Service {
     under_way: Mutex<requests::UnderWay>,
     /// Events that are durable in the store's outbox and not yet in the audit log.
     unpublished: Mutex<Vec<Event>>,
+    /// Whether the signer was found; checkpoints are made one at a time.
+    signing: tokio::sync::Mutex<bool>,
     boot_id: Uuid,
     started: Moment,
 }
@@ -226,6 +234,7 @@ impl Service {
             changes: TaskTracker::new(),
             under_way: Mutex::default(),
             unpublished: Mutex::new(unpublished.into_iter().map(|(event, _)| event).collect()),
+            signing: tokio::sync::Mutex::default(),
             boot_id: Uuid::new_v4(),
             started: clock.now(),
             hsm,

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use std::time::Duration;
 use uuid::Uuid;
 
-pub(super) use admin::{audit_event, audit_query, hsm_status, server_info};
+pub(super) use admin::{audit_event, audit_query, hsm_status, records_wanted, server_info};
 pub(super) use crypto::{
     Register, generate_request, generated, rewrap_request, rewrapped, unwrap_request,
     unwrap_result, unwrapped, wrap_request, wrapped,
