@@ -70,6 +70,8 @@ pub(super) struct Writer {
     head: Head,
     /// Hashes of the records of the batch.
     leaves: Vec<[u8; 32]>,
+    /// Of the records that are durable.
+    tree: Tree,
     batch: Vec<u8>,
     waiting: Vec<(u64, Answer)>,
 }
@@ -83,7 +85,7 @@ impl Writer {
         state: Arc<RwLock<State>>,
         durable: watch::Sender<u64>,
     ) -> Self {
-        let head = state.read().head;
+        let (head, tree) = (state.read().head, state.read().tree.clone());
         let (batch, waiting, rotating) = (Vec::new(), Vec::new(), false);
         let leaves = Vec::new();
         Self {
@@ -95,6 +97,7 @@ impl Writer {
             durable,
             head,
             leaves,
+            tree,
             batch,
             waiting,
         }
@@ -140,9 +143,10 @@ impl Writer {
         let written = self.write();
         match &written {
             Ok(()) => {
+                self.leaves.iter().for_each(|leaf| self.tree.push(leaf));
+                let tree = self.tree.clone();
                 let mut state = self.state.write();
-                (state.end, state.head) = (self.tail.end, self.head);
-                self.leaves.iter().for_each(|leaf| state.tree.push(leaf));
+                (state.end, state.head, state.tree) = (self.tail.end, self.head, tree);
             }
             Err(error) => {
                 tracing::error!(%error, "audit records could not be written");

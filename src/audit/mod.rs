@@ -18,6 +18,7 @@ mod proof;
 mod reading;
 mod recovery;
 mod segment;
+mod witness;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -260,6 +261,10 @@ impl Inner {
         let mut thread = self.thread.lock();
         if thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the thread of the audit log panicked");
+        }
+        let witness = self.proof.lock().witness.take();
+        if let Some(witness) = witness {
+            witness.close();
         }
     }
 }

@@ -17,6 +17,7 @@ use super::journal;
 use super::merkle::Tree;
 use super::notebook::{Notebook, Signed, corrupt};
 use super::segment::unavailable;
+use super::witness::Witness;
 use crate::domain::ObjectId;
 
 /// Where copies of the checkpoints go.
@@ -67,7 +68,7 @@ pub(super) struct Proof {
     pub(super) newest: Option<Signed>,
     notebook: Option<Notebook>,
     anchors: Anchors,
-    witness: Option<Notebook>,
+    pub(super) witness: Option<Witness>,
 }
 
 impl Proof {
@@ -159,17 +160,8 @@ impl Proof {
             head = hex::encode(checkpoint.head),
             "audit checkpoint"
         );
-        if let Some(path) = &self.anchors.witness {
-            let appended = match &mut self.witness {
-                Some(witness) => witness.append(signed).map_err(unavailable("append")),
-                none => Notebook::open(path).and_then(|(witness, _)| {
-                    none.insert(witness).append(signed).map_err(unavailable("append"))
-                }),
-            };
-            if let Err(error) = appended {
-                tracing::error!(path = %path.display(), %error, "the witness was not told");
-                self.witness = None;
-            }
+        if let Some(witness) = &self.witness {
+            witness.tell(signed);
         }
         if let Some(socket) = &self.anchors.journal
             && let Err(error) = journal::tell(socket, signed)
@@ -186,31 +178,43 @@ impl Proof {
             (place, tree) = (held(log, head, path, &newest.checkpoint)?, newest.tree.clone());
         }
         if let Some(path) = self.anchors.witness.clone() {
-            match Notebook::open(&path) {
-                Ok((witness, newest)) => {
-                    match newest.map(|found| trusted(&path, found, self.key.as_ref())) {
-                        Some(newest) => {
-                            held(log, head, &path, &newest?.checkpoint)?;
-                        }
-                        None if self.newest.is_some() => {
-                            tracing::warn!(path = %path.display(), "the witness is empty");
-                        }
-                        None => {}
-                    }
-                    self.witness = Some(witness);
-                }
-                Err(error @ AuditError::Corrupt { .. }) => return Err(error),
-                // Another disk or host that is away must not keep the keys from working.
-                Err(error @ (AuditError::Unavailable { .. } | AuditError::Overloaded)) => {
-                    tracing::error!(path = %path.display(), %error, "the witness cannot be read");
-                }
-            }
+            let opened = self.hold_to_witness(log, head, &path)?;
+            self.witness = Some(Witness::start(path, opened)?);
         }
         log.walk(&mut place, |item| {
             tree.push(&item.head.hash);
             ControlFlow::Continue(())
         })?;
         Ok(tree)
+    }
+
+    /// The witness file, if it can be read and the log holds what it says.
+    fn hold_to_witness(
+        &self,
+        log: Readable<'_>,
+        head: Head,
+        path: &Path,
+    ) -> Result<Option<Notebook>, AuditError> {
+        let (witness, newest) = match Notebook::open(path) {
+            Ok(opened) => opened,
+            Err(error @ AuditError::Corrupt { .. }) => return Err(error),
+            // Another disk or host that is away must not keep the keys from working.
+            Err(error @ (AuditError::Unavailable { .. } | AuditError::Overloaded)) => {
+                tracing::error!(path = %path.display(), %error, "the witness cannot be read");
+                return Ok(None);
+            }
+        };
+        match newest {
+            Some(newest) => {
+                let newest = trusted(path, newest, self.key.as_ref())?;
+                held(log, head, path, &newest.checkpoint)?;
+            }
+            None if self.newest.is_some() => {
+                tracing::warn!(path = %path.display(), "the witness knows of no checkpoint yet");
+            }
+            None => {}
+        }
+        Ok(Some(witness))
     }
 }
 

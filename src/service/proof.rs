@@ -187,7 +187,7 @@ impl Service {
             | HsmError::Refused(_) => error.into(),
         })?;
         let (audit, note) = (self.audit.clone(), checkpoint.signed(&key, &signature));
-        aside(move || audit.add_checkpoint(snapshot, &note)).await??;
+        within(deadline, aside(move || audit.add_checkpoint(snapshot, &note))).await???;
         let newest = self.audit.newest_checkpoint();
         newest.ok_or_else(|| Error::new(Reason::Internal, "the checkpoint was not kept"))
     }
@@ -205,7 +205,10 @@ impl Service {
             match self.checkpoint(self.soon()).await {
                 Ok(_) => (made, failing) = (Instant::now(), false),
                 Err(error) => {
-                    if !failing {
+                    let grave = error.reason == Reason::HsmKeyMissing;
+                    if grave && !failing {
+                        tracing::error!(?error, "the log goes on without checkpoints");
+                    } else if !failing {
                         tracing::warn!(?error, "no checkpoint can be made; it is tried again");
                     }
                     failing = true;
