@@ -243,6 +243,7 @@ async fn a_crash_between_the_name_of_the_signer_and_the_signer_is_harmless() {
     fs::write(audit(&daemon).join("signer"), id).unwrap();
     daemon.start_again();
     let mut client = daemon.client("admin").await;
+    work(&mut client, 1).await;
     let made = checkpoint(&mut client, true).await;
     assert!(made.size > 0);
     assert_eq!(fs::read_to_string(audit(&daemon).join("signer")).unwrap(), id);

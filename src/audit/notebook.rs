@@ -112,18 +112,17 @@ fn last_entry(file: &File) -> io::Result<Option<(u64, Option<(String, Tree)>)>> 
     let start = length.saturating_sub(TAIL_BYTES);
     let mut bytes = vec![0; usize::try_from(length - start).unwrap_or(0)];
     file.read_exact_at(&mut bytes, start)?;
-    // A window begins in the middle of a line, which the text is then without.
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<_> = text.split_inclusive('\n').collect();
-    let ends = |at: &usize| lines[*at] == "\n" && lines[at - 1].starts_with("edge ");
+    // As bytes: a torn line may end within a character.
+    let lines: Vec<_> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
+    let ends = |at: &usize| lines[*at] == b"\n" && lines[at - 1].starts_with(b"edge ");
     let Some(last) = (1..lines.len()).rev().find(ends) else {
         return Ok((start == 0 && lines.len() < ENTRY_LINES).then_some((0, None)));
     };
     let torn: usize = lines[last + 1..].iter().map(|line| line.len()).sum();
     let whole = (last + 1).checked_sub(ENTRY_LINES).and_then(|first| {
-        let lines: Vec<_> =
-            lines[first..=last].iter().map(|line| line.trim_end_matches('\n')).collect();
-        parse(&lines)
+        let text = lines[first..=last].iter().map(|line| std::str::from_utf8(line).ok());
+        let text: Vec<_> = text.map(|line| line?.strip_suffix('\n')).collect::<Option<_>>()?;
+        parse(&text)
     });
     let few = lines.len() - last <= ENTRY_LINES;
     Ok(whole.filter(|_| few).map(|entry| (length - torn as u64, Some(entry))))
@@ -179,13 +178,14 @@ mod tests {
         let path = directory.path().join("checkpoints");
         let (mut notebook, newest) = Notebook::open(&path).unwrap();
         assert!(newest.is_none());
-        for size in [0, 1, 7] {
-            notebook.append(&signed(&signer, size)).unwrap();
+        // Of each its own length: signatures differ in theirs.
+        let all = [0, 1, 7].map(|size| signed(&signer, size));
+        for signed in &all {
+            notebook.append(signed).unwrap();
         }
-        let whole = fs::read(&path).unwrap();
-        let first = signed(&signer, 0).entry().len();
+        let (whole, first) = (fs::read(&path).unwrap(), all[0].entry().len());
         let (_, newest) = Notebook::open(&path).unwrap();
-        assert_eq!(newest.unwrap().1, signed(&signer, 7).tree);
+        assert_eq!(newest.unwrap().1, all[2].tree);
         for cut in 0..whole.len() {
             fs::write(&path, &whole[..cut]).unwrap();
             let (mut notebook, newest) = Notebook::open(&path).unwrap();

@@ -226,6 +226,9 @@ impl Service {
 
     /// A checkpoint of everything, before the HSM is closed.
     pub async fn make_last_checkpoint(&self) {
+        if self.audit.length() == 0 {
+            return;
+        }
         let deadline = Instant::now() + LAST_PATIENCE;
         if let Err(error) = self.checkpoint(deadline).await {
             tracing::warn!(%error, "no last checkpoint; the newest records are not covered");
