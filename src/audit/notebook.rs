@@ -1,7 +1,7 @@
 //! A file of checkpoints that is appended to: each note, with the edge of its tree,
 //! so that the tree can go on without reading the log again. `docs/audit-format.md`.
 //!
-//! An entry that a crash tore off is overwritten. Only the newest is read at start.
+//! An entry that a crash tore off is cut away. Only the newest is read at start.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader};
@@ -62,6 +62,9 @@ impl Notebook {
         let (end, newest) = last_entry(&file)
             .map_err(super::segment::unavailable(OPEN))?
             .ok_or_else(|| corrupt(path, "it does not end with a checkpoint"))?;
+        if file.metadata().is_ok_and(|it| it.len() > end) {
+            file.set_len(end).map_err(super::segment::unavailable(OPEN))?;
+        }
         Ok((Self { path: path.to_owned(), file, end }, newest))
     }
 

@@ -4,7 +4,7 @@
 //! What is signed is decided by `audit/`. Both parts are objects of the token with
 //! one CKA_ID; no attribute of either is ever changed.
 
-use cryptoki::error::{Result, RvError};
+use cryptoki::error::{Error, Result, RvError};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 
@@ -51,9 +51,8 @@ impl Worker {
         hash: [u8; 32],
     ) -> std::result::Result<Vec<u8>, Failure> {
         self.with(Kind::Signer, object, HsmError::Unavailable, |_functions, session, key| {
-            let signed = session.sign(&SIGN, key, &hash).map_err(|error| match error {
-                cryptoki::error::Error::Pkcs11(rv, _) => rv,
-                _other => RvError::FunctionFailed,
+            let signed = session.sign(&SIGN, key, &hash).map_err(|error| {
+                if let Error::Pkcs11(rv, _) = error { rv } else { RvError::FunctionFailed }
             })?;
             in_der(&signed).ok_or(RvError::FunctionFailed)
         })
