@@ -17,7 +17,7 @@ use crate::clock::{ClockSource, RawTime, Trust};
 use crate::config::Config;
 use crate::domain::Timestamp;
 use crate::hsm::{Health, Hsm};
-use crate::service::Service;
+use crate::service::{Service, SignerProblem};
 use crate::store::{Sqlite, Store, StoreError};
 
 /// A daemon that serves.
@@ -64,6 +64,9 @@ pub enum AppError {
     /// What is in store and audit log cannot be used.
     #[error("the state cannot be loaded: {0}")]
     State(#[from] crate::error::Error),
+    /// Checkpoints of the audit log have a signer, which is not there.
+    #[error("{0}")]
+    Signer(#[from] SignerProblem),
     /// The TLS files cannot be used.
     #[error("{0}")]
     Tls(#[from] TlsError),
@@ -139,6 +142,13 @@ impl App {
         // An HSM that takes its time may be ready later.
         let _ = tokio::time::timeout(HSM_PATIENCE, known).await;
 
+        if let Err(problem) = prepare_signer(&service, &hsm).await {
+            // SoftHSM crashes at exit otherwise.
+            drop(tokio::task::spawn_blocking(move || hsm.stop()).await);
+            return Err(problem.into());
+        }
+        tokio::spawn(Arc::clone(&service).keep_checkpoints());
+
         let listen = |source| AppError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
@@ -173,6 +183,7 @@ impl App {
         if tokio::time::timeout(DRAIN_PATIENCE, service.finish()).await.is_err() {
             tracing::warn!("a change was not done in time; it is undone at the next start");
         }
+        service.make_last_checkpoint().await;
         let closed = tokio::task::spawn_blocking(move || {
             hsm.stop();
             store.close();
@@ -200,6 +211,22 @@ pub fn system_clocks() -> ClockSource {
     // Not known: then no two runs count as of one boot.
     let boot = fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
     ClockSource { boot, read: Arc::new(read) }
+}
+
+/// Without the HSM checkpoints begin later. If it is there and the signer is not, the
+/// daemon does not start.
+async fn prepare_signer(service: &Service, hsm: &Hsm) -> Result<(), SignerProblem> {
+    if !hsm.is_up() {
+        return Ok(());
+    }
+    match service.prepare_signer().await {
+        Err(problem) if problem.is_grave() => Err(problem),
+        Err(problem) => {
+            tracing::warn!(%problem, "checkpoints of the audit log cannot be signed now");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// What is tried again from time to time: events for the audit log that wait in

@@ -246,6 +246,11 @@ struct StoreTable {
 struct AuditTable {
     segment_mib: u64,
     queue: usize,
+    origin: Option<String>,
+    checkpoint_records: u64,
+    checkpoint_seconds: u64,
+    witness: Option<PathBuf>,
+    journal: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -305,6 +310,7 @@ impl File {
         if !(1..=4096).contains(&audit.segment_mib) {
             return Err(invalid("audit.segment_mib", "must be 1 to 4096"));
         }
+        let proving = audit.proving(&crn_prefix)?;
         let pin_file = pin_file(hsm.pin_file.map(path), hsm.pin_credential)?;
         let profile = match profile {
             ProfileName::Vpc => Profile::Vpc,
@@ -340,12 +346,17 @@ impl File {
                 directory: state_dir.join("audit"),
                 segment_bytes: audit.segment_mib * 1024 * 1024,
                 queue: audit.queue,
+                anchors: audit::Anchors {
+                    witness: audit.witness.map(path),
+                    journal: Some(path(audit.journal)),
+                },
             },
             service: service::Settings {
                 profile,
                 crn_prefix,
                 object_deadline: Duration::from_secs(hsm.object_deadline_seconds),
                 private_networks: networks(&listen.private_networks)?,
+                proving,
             },
             access: service::Configured {
                 bindings: bindings
@@ -437,6 +448,27 @@ impl PrincipalTable {
             san: san.map_err(|problem: &str| invalid("tls.principals.san", problem))?,
             principal: principal.map_err(|error| invalid("tls.principals.principal", error))?,
         })
+    }
+}
+
+impl AuditTable {
+    fn proving(&self, crn_prefix: &str) -> Result<service::Proving, ConfigError> {
+        let default = || format!("rootkeyd.v1/{crn_prefix}");
+        let origin = self.origin.clone().unwrap_or_else(default);
+        let letters = |c: u8| c.is_ascii_graphic() && c != b'+';
+        if origin.is_empty() || origin.len() > 255 || !origin.bytes().all(letters) {
+            let problem = "must be 1 to 255 letters, digits and signs, without spaces and +";
+            return Err(invalid("audit.origin", problem));
+        }
+        if !(1..=1_000_000_000).contains(&self.checkpoint_records) {
+            return Err(invalid("audit.checkpoint_records", "must be 1 to 1000000000"));
+        }
+        if !(1..=86_400).contains(&self.checkpoint_seconds) {
+            return Err(invalid("audit.checkpoint_seconds", "must be 1 to 86400"));
+        }
+        let (records, every) =
+            (self.checkpoint_records, Duration::from_secs(self.checkpoint_seconds));
+        Ok(service::Proving { origin, records, every })
     }
 }
 
@@ -559,7 +591,15 @@ impl Default for LimitsTable {
 
 impl Default for AuditTable {
     fn default() -> Self {
-        Self { segment_mib: 64, queue: 4096 }
+        Self {
+            segment_mib: 64,
+            queue: 4096,
+            origin: None,
+            checkpoint_records: 10_000,
+            checkpoint_seconds: 60,
+            witness: None,
+            journal: "/run/systemd/journal/socket".into(),
+        }
     }
 }
 
@@ -680,6 +720,9 @@ mod tests {
                 "[[local_principals]]\nuid = 1\ngid = 1\nprincipal = \"spiffe://a/b\"\n[tls]",
                 "exactly one",
             ),
+            ("segment_mib = 64", "origin = \"a b\"", "audit.origin"),
+            ("checkpoint_records = 10000", "checkpoint_records = 0", "audit.checkpoint_records"),
+            ("checkpoint_seconds = 60", "checkpoint_seconds = 0", "audit.checkpoint_seconds"),
         ];
         for (from, to, named) in cases {
             let text = EXAMPLE.replacen(from, to, 1);

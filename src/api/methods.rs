@@ -78,6 +78,9 @@ methods! {
     LIST_SERVICE_AUTHORIZATIONS = "AccessService/ListServiceAuthorizations", ManageAccess, "rootkeyd.service-authorization.list";
     DELETE_SERVICE_AUTHORIZATION = "AccessService/DeleteServiceAuthorization", ManageAccess, "rootkeyd.service-authorization.delete";
     TEST_PERMISSIONS       = "AccessService/TestPermissions",    TestAccess,   "rootkeyd.access.test";
+    WATCH_AUDIT_EVENTS     = "AuditService/WatchAuditEvents",    ReadAudit,  "rootkeyd.audit.watch";
+    GET_CHECKPOINT         = "AuditService/GetCheckpoint",       ReadAudit,  "rootkeyd.audit-checkpoint.read";
+    EXPORT_AUDIT_LOG       = "AuditService/ExportAuditLog",      ExportAudit, "rootkeyd.audit.export";
     GET_SERVER_INFO        = "AdminService/GetServerInfo",       ReadServer, "rootkeyd.server.read";
     GET_HSM_STATUS         = "AdminService/GetHsmStatus",        ReadServer, "rootkeyd.hsm.read";
 }

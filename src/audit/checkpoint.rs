@@ -78,6 +78,11 @@ impl Checkpoint {
         Err(BadCheckpoint::Unsigned)
     }
 
+    /// What is signed: SHA-256 of the text.
+    pub fn hash(&self) -> [u8; 32] {
+        Sha256::digest(self.to_string()).into()
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines();
         let checkpoint = Self {

@@ -77,7 +77,7 @@ impl Verifier {
     /// verified checkpoints of this log from elsewhere.
     ///
     /// # Errors
-    /// [`Fault::NotAnExport`].
+    /// [`Fault::NotAnExport`]; [`Fault::Rewritten`] by a checkpoint of just where it begins.
     pub fn begin(
         bytes: &[u8],
         key: CheckpointKey,
@@ -88,7 +88,15 @@ impl Verifier {
         // What is before the export is known by the hashes of its header alone.
         let passed = anchors.partition_point(|anchor| anchor.size < head.records);
         let anchors = anchors.into();
-        Ok((Self { key, head, tree, covered: 0, anchors, passed }, size))
+        let mut verifier = Self { key, head, tree, covered: 0, anchors, passed };
+        // Those of just where it begins, so that later ones are come to.
+        verifier.pass_anchors()?;
+        Ok((verifier, size))
+    }
+
+    /// The number of the last record so far.
+    pub fn records(&self) -> u64 {
+        self.head.records
     }
 
     /// Verifies the item that `bytes` begin with; how long that is.
@@ -194,11 +202,11 @@ fn header_of(bytes: &[u8]) -> Option<(Head, Tree, usize)> {
 }
 
 /// What an export begins with; the last byte is the version of the format.
-const MAGIC: [u8; 8] = *b"rkexprt\x01";
+pub(super) const MAGIC: [u8; 8] = *b"rkexprt\x01";
 /// What a record begins with.
-const RECORD: u8 = b'r';
+pub(super) const RECORD: u8 = b'r';
 /// What a checkpoint begins with: the length of the note follows, in two bytes.
-const CHECKPOINT: u8 = b'c';
+pub(super) const CHECKPOINT: u8 = b'c';
 
 #[cfg(test)]
 mod tests {
@@ -431,6 +439,21 @@ mod tests {
             Err(Fault::Uncovered { covered: 100 })
         );
         assert!(verify(&log.bytes, signer.key(), vec![log.newest.clone()]).is_ok());
+    }
+
+    #[test]
+    fn a_checkpoint_of_where_the_export_begins_does_not_hide_later_ones() {
+        let signer = Signer::new();
+        let log = exported(&signer, 300);
+        let empty = at(Head::START, &Tree::default());
+        let anchors = vec![empty.clone(), log.newest.clone()];
+        assert_eq!(verify(&log.bytes, signer.key(), anchors.clone()).unwrap().records, 300);
+        let cut = &log.bytes[..log.items[202].0];
+        let found = verify(cut, signer.key(), anchors);
+        assert_eq!(found, Err(Fault::CutTail { signed: 300, found: 200 }));
+        let other = Checkpoint { root: [7; 32], ..empty };
+        let found = verify(&log.bytes, signer.key(), vec![other]);
+        assert_eq!(found, Err(Fault::Rewritten { size: 0 }));
     }
 
     #[test]

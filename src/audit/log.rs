@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::RwLock;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::AuditError;
 use super::chain::{Head, TooLong};
+use super::merkle::Tree;
 use super::segment::{Directory, HEADER, Tail};
 use crate::domain::Event;
 
@@ -50,6 +51,8 @@ pub(super) struct State {
     /// Length of the newest segment, in bytes.
     pub(super) end: u64,
     pub(super) head: Head,
+    /// Of all records that are durable.
+    pub(super) tree: Tree,
 }
 
 /// What the thread owns.
@@ -61,8 +64,14 @@ pub(super) struct Writer {
     /// can go into this one any more.
     rotating: bool,
     state: Arc<RwLock<State>>,
+    /// Tells those who wait for records how many are durable.
+    durable: watch::Sender<u64>,
     /// Where the chain will stand after the batch.
     head: Head,
+    /// Hashes of the records of the batch.
+    leaves: Vec<[u8; 32]>,
+    /// Of the records that are durable.
+    tree: Tree,
     batch: Vec<u8>,
     waiting: Vec<(u64, Answer)>,
 }
@@ -74,10 +83,24 @@ impl Writer {
         tail: Tail,
         segment_bytes: u64,
         state: Arc<RwLock<State>>,
+        durable: watch::Sender<u64>,
     ) -> Self {
-        let head = state.read().head;
+        let (head, tree) = (state.read().head, state.read().tree.clone());
         let (batch, waiting, rotating) = (Vec::new(), Vec::new(), false);
-        Self { directory, tail, segment_bytes, rotating, state, head, batch, waiting }
+        let leaves = Vec::new();
+        Self {
+            directory,
+            tail,
+            segment_bytes,
+            rotating,
+            state,
+            durable,
+            head,
+            leaves,
+            tree,
+            batch,
+            waiting,
+        }
     }
 
     /// Until every sender of the queue is gone and nothing waits in it.
@@ -99,14 +122,16 @@ impl Writer {
     }
 
     fn add(&mut self, Entry { events, answer }: Entry) {
-        let (head, start) = (self.head, self.batch.len());
+        let (head, start, leaves) = (self.head, self.batch.len(), self.leaves.len());
         for event in &events {
             let pushed = self.head.push(event, &mut self.batch);
             if pushed == Err(TooLong) || self.batch.len() - start > ENTRY_BYTES {
                 self.head = head;
                 self.batch.truncate(start);
+                self.leaves.truncate(leaves);
                 return reply(answer, Err(failed(&io::ErrorKind::InvalidInput.into())));
             }
+            self.leaves.push(self.head.hash);
         }
         self.waiting.push((head.records + 1, answer));
     }
@@ -118,8 +143,10 @@ impl Writer {
         let written = self.write();
         match &written {
             Ok(()) => {
+                self.leaves.iter().for_each(|leaf| self.tree.push(leaf));
+                let tree = self.tree.clone();
                 let mut state = self.state.write();
-                (state.end, state.head) = (self.tail.end, self.head);
+                (state.end, state.head, state.tree) = (self.tail.end, self.head, tree);
             }
             Err(error) => {
                 tracing::error!(%error, "audit records could not be written");
@@ -130,6 +157,11 @@ impl Writer {
             reply(answer, written.as_ref().map(|()| first).map_err(failed));
         }
         self.batch.clear();
+        self.leaves.clear();
+        // State is as new as this: who begins to wait now and looks at it misses nothing.
+        if self.durable.receiver_count() > 0 {
+            self.durable.send_replace(self.head.records);
+        }
     }
 
     fn write(&mut self) -> io::Result<()> {

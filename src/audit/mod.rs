@@ -7,11 +7,18 @@
 mod chain;
 pub mod checkpoint;
 pub mod export;
+mod exporter;
+mod forward;
+mod journal;
 mod log;
 pub mod merkle;
+mod notebook;
 mod page;
+mod proof;
+mod reading;
 mod recovery;
 mod segment;
+mod witness;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,15 +27,21 @@ use std::thread::{self, JoinHandle};
 use crossbeam_channel::TrySendError;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
-use crate::domain::Event;
+use crate::domain::{Event, ObjectId};
 
 pub use chain::Record;
+pub use exporter::Exporter;
+pub use forward::Place;
+pub use notebook::Signed;
 pub use page::{Cursor, Page, Query};
+pub use proof::{Anchors, PublicKey, Snapshot};
 
+use forward::Readable;
 use log::{BATCH_BYTES, Entry, Intake, Queue, State, Writer};
 use page::{Bound, Walk};
+use proof::Proof;
 use segment::Directory;
 
 /// The audit log could not do what was asked.
@@ -65,12 +78,15 @@ pub struct Settings {
     pub segment_bytes: u64,
     /// Appends that may wait; at least 1.
     pub queue: usize,
+    /// Where copies of the checkpoints go.
+    pub anchors: Anchors,
 }
 
 impl Settings {
-    /// 64 MiB a segment, 4096 waiting appends.
+    /// 64 MiB a segment, 4096 waiting appends, no copies of checkpoints.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), segment_bytes: 64 << 20, queue: 4096 }
+        let (directory, anchors) = (directory.into(), Anchors::default());
+        Self { directory, segment_bytes: 64 << 20, queue: 4096, anchors }
     }
 }
 
@@ -91,25 +107,34 @@ struct Inner {
     directory: PathBuf,
     state: Arc<RwLock<State>>,
     queue: Arc<Queue>,
+    /// How many records are durable, while somebody waits for more.
+    durable: watch::Sender<u64>,
+    proof: Mutex<Proof>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Audit {
     /// Opens the log, or begins one. Verifies the newest segment in full, of the
     /// earlier ones the header and the last record. What a crash left of an
-    /// unfinished append is put aside (`torn-*.bin`). Blocks.
+    /// unfinished append is put aside (`torn-*.bin`). Holds it to the newest checkpoints,
+    /// here and of the witness. Blocks.
     ///
     /// # Errors
     /// [`AuditError::Corrupt`] if it holds anything else that does not verify, or a segment is
     /// missing; [`AuditError::Unavailable`] if it cannot be read or written, or another process
     /// has it open (`WouldBlock`).
     pub fn open(settings: Settings) -> Result<Self, AuditError> {
-        let Settings { directory: path, segment_bytes, queue } = settings;
+        let Settings { directory: path, segment_bytes, queue, anchors } = settings;
         let directory = Directory::open(&path)?;
         let found = recovery::open(&directory, BATCH_BYTES as u64)?;
-        let state = State { segments: found.segments, end: found.tail.end, head: found.head };
+        let (segments, end) = (found.segments, found.tail.end);
+        let log = Readable { directory: &path, segments: &segments, end };
+        let (proof, tree) = Proof::open(log, found.head, anchors)?;
+        let state = State { segments, end, head: found.head, tree };
         let state = Arc::new(RwLock::new(state));
-        let writer = Writer::new(directory, found.tail, segment_bytes, Arc::clone(&state));
+        let durable = watch::Sender::new(0);
+        let writer =
+            Writer::new(directory, found.tail, segment_bytes, Arc::clone(&state), durable.clone());
         let (sender, receiver) = crossbeam_channel::bounded(queue.max(1));
         let queue = Arc::new(RwLock::new(Some(sender)));
         let intake = Intake { queue: Arc::clone(&queue), receiver };
@@ -118,7 +143,8 @@ impl Audit {
             .spawn(move || writer.run(&intake))
             .map_err(segment::unavailable("start the thread"))?;
         let thread = Mutex::new(Some(thread));
-        Ok(Self(Arc::new(Inner { directory: path, state, queue, thread })))
+        let proof = Mutex::new(proof);
+        Ok(Self(Arc::new(Inner { directory: path, state, queue, durable, proof, thread })))
     }
 
     /// Appends events behind one another and returns when all are durable, with the sequence
@@ -235,6 +261,10 @@ impl Inner {
         let mut thread = self.thread.lock();
         if thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the thread of the audit log panicked");
+        }
+        let witness = self.proof.lock().witness.take();
+        if let Some(witness) = witness {
+            witness.close();
         }
     }
 }
@@ -443,11 +473,17 @@ mod tests {
     /// A log whose thread does not run, and what its thread would take from.
     fn stalled(queue: usize) -> (Audit, Intake) {
         let (sender, receiver) = crossbeam_channel::bounded(queue);
-        let state = State { segments: vec![1], end: 48, head: chain::Head::START };
+        let other = tempfile::tempdir().unwrap();
+        drop(open(&other).unwrap());
+        let (segments, head) = (vec![1], chain::Head::START);
+        let log = Readable { directory: other.path(), segments: &segments, end: 48 };
+        let (proof, tree) = Proof::open(log, head, Anchors::default()).unwrap();
+        let (proof, durable) = (Mutex::new(proof), watch::Sender::new(0));
+        let state = State { segments, end: 48, head, tree };
         let queue = Arc::new(RwLock::new(Some(sender)));
         let intake = Intake { queue: Arc::clone(&queue), receiver };
         let (state, thread) = (Arc::new(RwLock::new(state)), Mutex::new(None));
-        let inner = Inner { directory: PathBuf::new(), state, queue, thread };
+        let inner = Inner { directory: PathBuf::new(), state, queue, durable, proof, thread };
         (Audit(Arc::new(inner)), intake)
     }
 

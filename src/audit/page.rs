@@ -23,7 +23,8 @@ pub struct Query {
 }
 
 impl Query {
-    fn asks_for(&self, event: &Event) -> bool {
+    /// Whether it asks for this event.
+    pub fn asks_for(&self, event: &Event) -> bool {
         let below = |key: &String| {
             let rest = event.subject.strip_prefix(key.as_str());
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

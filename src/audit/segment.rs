@@ -166,6 +166,21 @@ impl Segment {
         next.map_err(|what| self.corrupt(offset, what))
     }
 
+    /// Where the chain stands before its first record, by its own header.
+    pub(super) fn start(&mut self) -> Result<Head, AuditError> {
+        let size = HEADER.min(self.end);
+        let hash = self.read(0..size, 0..size)?.last_chunk().copied();
+        let records = self.first.saturating_sub(1);
+        let head = Head { records, hash: hash.unwrap_or(Head::START.hash) };
+        self.follows(&head)?;
+        Ok(head)
+    }
+
+    /// A part of the file, which `forward` has just been at.
+    pub(super) fn bytes(&mut self, range: Range<u64>) -> Result<&[u8], AuditError> {
+        self.read(range.clone(), range)
+    }
+
     /// The record whose frame ends at `offset`, and where that begins. No byte
     /// of the record is believed before its hash has been verified.
     pub(super) fn backward(&mut self, offset: u64) -> Result<(u64, Record), AuditError> {

@@ -1,6 +1,7 @@
-//! `audit list`: the newest records of the audit log.
+//! `audit list` and `audit watch`: records of the audit log. `watch` prints a line of
+//! JSON for each, whatever the format, since it has no end. The proof: `proof.rs`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::Write};
 
 use clap::Subcommand;
 use comfy_table::Table;
@@ -10,6 +11,7 @@ use super::{
     encoding::base64_text,
     failure::Failure,
     output::{Output, human_time, or_nothing, rfc3339, rows},
+    proof::{Export, Key, ShowCheckpoint, Verify},
 };
 use crate::{api::pb, client::Client};
 
@@ -17,12 +19,27 @@ use crate::{api::pb, client::Client};
 pub(super) enum AuditCommand {
     /// List the records of the instance, newest first
     List(List),
+    /// Print the records of the instance as they are written, as JSON lines, until it is stopped
+    Watch(Watch),
+    /// Print the newest signed checkpoint of the log
+    Checkpoint(ShowCheckpoint),
+    /// Print the public key of the checkpoints as PEM
+    Key(Key),
+    /// Write the log of all instances to a file, with its checkpoints; for operators
+    Export(Export),
+    /// Verify an exported log, without the daemon
+    Verify(Verify),
 }
 
 impl AuditCommand {
     pub(super) async fn run(self, client: &Client, output: Output) -> Result<(), Failure> {
         match self {
             Self::List(list) => list.run(client, output).await,
+            Self::Watch(watch) => watch.run(client).await,
+            Self::Checkpoint(checkpoint) => checkpoint.run(client).await,
+            Self::Key(key) => key.run(client).await,
+            Self::Export(export) => export.run(client).await,
+            Self::Verify(verify) => verify.run(output),
         }
     }
 }
@@ -64,6 +81,53 @@ impl List {
         views.truncate(limit);
         output.show(views.as_slice(), EventView::list)
     }
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  rootkeyctl audit watch
+  rootkeyctl audit watch --resume 0 --key block --count 1")]
+pub(super) struct Watch {
+    /// Only records of this root key: a UUID, an alias or a full name
+    #[arg(long)]
+    key: Option<String>,
+    /// Go on after the record with this resume token; 0 for all there are
+    #[arg(long, value_name = "TOKEN", default_value_t)]
+    resume: String,
+    /// Stop after so many records
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+}
+
+impl Watch {
+    async fn run(self, client: &Client) -> Result<(), Failure> {
+        let Self { key, resume, count } = self;
+        let key = match &key {
+            Some(key) => full_name(client, key).await?,
+            None => String::new(),
+        };
+        let parent = client.parent();
+        let request = pb::WatchAuditEventsRequest { parent, key, resume_token: resume };
+        let mut records = client.audit_stream().watch_audit_events(request).await?.into_inner();
+        let mut left = count;
+        while left != Some(0) {
+            let Some(told) = records.message().await? else { break };
+            let pb::WatchAuditEventsResponse { audit_event, resume_token } = told;
+            let event = audit_event.ok_or(Failure::Answer("has no record"))?;
+            let view = WatchedView { event: event.into(), resume_token };
+            let line = serde_json::to_string(&view).map_err(Failure::Json)?;
+            writeln!(std::io::stdout(), "{line}").map_err(Failure::Stdout)?;
+            left = left.map(|left| left - 1);
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct WatchedView {
+    #[serde(flatten)]
+    event: EventView,
+    resume_token: String,
 }
 
 /// The audit log knows keys by UUID alone, so an alias is looked up first. A
@@ -187,7 +251,9 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   rootkeyctl audit list
   rootkeyctl audit list --key block --limit 20
-  rootkeyctl --output json audit list --limit 10000";
+  rootkeyctl --output json audit list --limit 10000
+  rootkeyctl audit watch
+  rootkeyctl audit export --out audit.rkexport";
 
 #[cfg(test)]
 mod tests {

@@ -119,6 +119,14 @@ pub enum Failure {
         /// Of the file.
         path: PathBuf,
     },
+    /// An export of the audit log, or what it is held to, is not as it was signed.
+    #[error("{}: {why}", path.display())]
+    Unproven {
+        /// Of the file.
+        path: PathBuf,
+        /// The first fault.
+        why: String,
+    },
     /// The source is too long for the format.
     #[error("{} is too long for one file", path.display())]
     FileTooLong {
@@ -154,6 +162,7 @@ impl Failure {
             Self::Sealing(error) => error.reason(),
             Self::SomeRefused { .. } => "SOME_REFUSED",
             Self::NotReady { .. } => "NOT_READY",
+            Self::Unproven { .. } => "AUDIT_UNVERIFIED",
             Self::Unverified { .. } => "CIPHERTEXT_UNVERIFIED",
             Self::Random(_) | Self::Json(_) | Self::Answer(_) => "INTERNAL",
         }

@@ -23,6 +23,7 @@ mod new_file;
 mod output;
 mod paging;
 mod policy;
+mod proof;
 mod registration;
 mod resource;
 mod ring;
@@ -203,7 +204,7 @@ enum Command {
     /// See and say who may do what
     #[command(subcommand, after_help = access::EXAMPLES)]
     Access(AccessCommand),
-    /// Read the audit log
+    /// Read the audit log, and prove that it was not changed
     #[command(subcommand, after_help = audit::EXAMPLES)]
     Audit(AuditCommand),
     /// Check the configuration, the connection, the daemon and its HSM
@@ -219,6 +220,9 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let Args { global, command } = args;
     let output = Output::new(global.output);
     let timeout = Duration::from_secs(global.timeout);
+    if let Command::Audit(AuditCommand::Verify(verify)) = &command {
+        return verify.run(output);
+    }
     let config = global.client_config()?;
     if matches!(command, Command::Doctor) {
         return doctor::run(&config, timeout, output).await;

@@ -227,6 +227,11 @@ impl Client {
         AuditServiceClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
+    /// The same, to watch and to export for as long as it takes.
+    pub fn audit_stream(&self) -> AuditServiceClient<Transport> {
+        AuditServiceClient::new(self.unlimited.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
     /// The daemon itself.
     pub fn admin(&self) -> AdminServiceClient<Transport> {
         AdminServiceClient::new(self.transport.clone())

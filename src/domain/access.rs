@@ -27,6 +27,8 @@ pub enum Permission {
     PurgeKeys,
     /// Read the audit log.
     ReadAudit,
+    /// Export the audit log of all instances; of operators, not of any role.
+    ExportAudit,
     /// See what the daemon and its HSM are.
     ReadServer,
     /// Make, list and remove bindings and authorizations of services.
@@ -35,6 +37,13 @@ pub enum Permission {
     TestAccess,
     /// Make, list and delete instances; of operators, not of any role.
     ManageInstances,
+}
+
+impl Permission {
+    /// Whether operators of the daemon have it, and no role.
+    pub const fn is_operators(self) -> bool {
+        matches!(self, Self::ManageInstances | Self::ExportAudit)
+    }
 }
 
 /// A set of permissions, by the name that people give it.
@@ -91,6 +100,7 @@ impl Role {
             Permission::ManageAccess    => [N,      N,          N,      Y,       N],
             Permission::TestAccess      => [Y,      Y,          Y,      Y,       Y],
             Permission::ManageInstances => [N,      N,          N,      N,       N],
+            Permission::ExportAudit     => [N,      N,          N,      N,       N],
         };
         match self {
             Self::Reader => row[0],
@@ -190,9 +200,9 @@ impl Bindings {
     }
 
     /// Whether `principal` has `permission` on the whole of some instance, as calls ask
-    /// that are about the daemon. An operator manages instances.
+    /// that are about the daemon. An operator manages instances and exports the audit log.
     pub fn allow_daemon(&self, principal: &PrincipalId, permission: Permission) -> bool {
-        let operates = permission == Permission::ManageInstances && self.is_operator(principal);
+        let operates = permission.is_operators() && self.is_operator(principal);
         let whole = |it: &Arc<Binding>| it.scope.area == Area::All && it.role.allows(permission);
         operates || self.of(principal).any(whole)
     }
@@ -226,7 +236,7 @@ mod tests {
     use super::*;
     use crate::domain::{BindingId, Scope, Timestamp};
 
-    const PERMISSIONS: [Permission; 11] = [
+    const PERMISSIONS: [Permission; 12] = [
         Permission::UseKeys,
         Permission::ReadKeys,
         Permission::WriteKeys,
@@ -238,6 +248,7 @@ mod tests {
         Permission::ManageAccess,
         Permission::TestAccess,
         Permission::ManageInstances,
+        Permission::ExportAudit,
     ];
 
     fn binding(subject: &str, role: Role, scope: &str) -> Arc<Binding> {
@@ -254,11 +265,11 @@ mod tests {
     #[test]
     fn every_role_has_just_its_permissions() {
         let has = |role: Role| PERMISSIONS.map(|p| if role.allows(p) { '+' } else { '-' });
-        assert_eq!(has(Role::Reader).iter().collect::<String>(), "++-------+-");
-        assert_eq!(has(Role::ReaderPlus).iter().collect::<String>(), "++-------+-");
-        assert_eq!(has(Role::Writer).iter().collect::<String>(), "+++------+-");
-        assert_eq!(has(Role::Manager).iter().collect::<String>(), "+++++-++++-");
-        assert_eq!(has(Role::KeyPurge).iter().collect::<String>(), "-----+---+-");
+        assert_eq!(has(Role::Reader).iter().collect::<String>(), "++-------+--");
+        assert_eq!(has(Role::ReaderPlus).iter().collect::<String>(), "++-------+--");
+        assert_eq!(has(Role::Writer).iter().collect::<String>(), "+++------+--");
+        assert_eq!(has(Role::Manager).iter().collect::<String>(), "+++++-++++--");
+        assert_eq!(has(Role::KeyPurge).iter().collect::<String>(), "-----+---+--");
     }
 
     #[test]
@@ -307,6 +318,8 @@ mod tests {
         let bindings = Bindings::new([reads], [operator.clone()]);
         assert!(bindings.allow_anywhere(&operator, Permission::ManageInstances));
         assert!(!bindings.allow_anywhere(&reader, Permission::ManageInstances));
+        assert!(bindings.allow_daemon(&operator, Permission::ExportAudit));
+        assert!(!bindings.allow_anywhere(&reader, Permission::ExportAudit));
         assert!(!bindings.allow(&operator, Permission::UseKeys, place));
         assert!(!bindings.allow(&operator, Permission::ManageAccess, place));
         assert!(bindings.allow(&reader, Permission::UseKeys, place));

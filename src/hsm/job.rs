@@ -25,6 +25,12 @@ pub(super) enum Work {
     /// Unwrap key material into a root key, prove that it is the one meant,
     /// answer with its check value.
     Import(Import, Reply<Sealed>),
+    /// Make the signer unless it is there, answer with the SubjectPublicKeyInfo.
+    MakeSigner(ObjectId, Reply<Vec<u8>>),
+    /// Answer with the SubjectPublicKeyInfo of the signer.
+    SignerKey(ObjectId, Reply<Vec<u8>>),
+    /// Sign a SHA-256 with the signer; the signature is in DER.
+    Sign(ObjectId, [u8; 32], Reply<Vec<u8>>),
     /// Destroy a root key or an import pair, and prove that it is gone.
     Destroy(ObjectId, Reply<()>),
     /// Make a key in the session, seal, open and compare; how long it took.
@@ -55,6 +61,9 @@ impl Work {
             Self::Crypt(..)
             | Self::Generate(..)
             | Self::Import(..)
+            | Self::MakeSigner(..)
+            | Self::SignerKey(..)
+            | Self::Sign(..)
             | Self::Destroy(..)
             | Self::RoundTrip(_)
             | Self::Probe(_) => Duration::ZERO,
@@ -70,7 +79,10 @@ impl Job {
         match self.work {
             Work::Crypt(_, reply) => drop(reply.send(Err(error))),
             Work::Generate(_, reply) | Work::Import(_, reply) => drop(reply.send(Err(error))),
-            Work::GenerateImportPair(_, reply) => drop(reply.send(Err(error))),
+            Work::GenerateImportPair(_, reply)
+            | Work::MakeSigner(_, reply)
+            | Work::SignerKey(_, reply)
+            | Work::Sign(_, _, reply) => drop(reply.send(Err(error))),
             Work::Destroy(_, reply) => drop(reply.send(Err(error))),
             Work::RoundTrip(reply) => drop(reply.send(Err(error))),
             // The supervisor takes no answer for what it is.

@@ -45,6 +45,13 @@ pub(super) fn unwrap(algorithm: ImportAlgorithm) -> Mechanism<'static> {
     Mechanism::RsaPkcsOaep(PkcsOaepParams::new(hash, mgf, PkcsOaepSource::empty()))
 }
 
+/// Makes the signer.
+pub(super) const MAKE_SIGNER: Mechanism<'static> = Mechanism::EccKeyPairGen;
+/// Signs a hash that was made here: SoftHSM has ECDSA over a hash and not over a text.
+pub(super) const SIGN: Mechanism<'static> = Mechanism::Ecdsa;
+/// What the signer may be used for.
+pub(super) const SIGN_TYPE: MechanismType = MechanismType::ECDSA;
+
 /// The mechanisms that the daemon needs, with what for.
 pub(super) const NEEDED: [(MechanismType, &str); 2] = [
     (MechanismType::AES_GCM, "wrap and unwrap DEKs"),
@@ -52,7 +59,9 @@ pub(super) const NEEDED: [(MechanismType, &str); 2] = [
 ];
 
 /// The mechanisms that the daemon uses if the token has them, with what for.
-pub(super) const USED: [(MechanismType, &str); 2] = [
+pub(super) const USED: [(MechanismType, &str); 4] = [
     (MechanismType::RSA_PKCS_OAEP, "unwrap imported root keys"),
     (MechanismType::RSA_PKCS_KEY_PAIR_GEN, "make import pairs"),
+    (MechanismType::ECC_KEY_PAIR_GEN, "make the signer of checkpoints"),
+    (MechanismType::ECDSA, "sign checkpoints of the audit log"),
 ];

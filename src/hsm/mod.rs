@@ -15,6 +15,7 @@ mod object;
 mod pair;
 mod root_key;
 mod rv;
+mod signer;
 mod supervisor;
 #[cfg(test)]
 mod tests;
@@ -313,6 +314,50 @@ impl Hsm {
     /// The import pairs that the token shows; `None` while it is away.
     pub fn import_pairs(&self) -> Option<Vec<ObjectId>> {
         self.0.token.load().as_ref().map(|token| token.pairs())
+    }
+
+    /// Makes the signer (EC on P-256) with `object` as its CKA_ID, if the token does not
+    /// show it yet; returns the DER SubjectPublicKeyInfo of its public part. It is
+    /// durable and reads back as it was asked for.
+    ///
+    /// # Errors
+    /// [`HsmError`]; there may then be a pair all the same, or be one later.
+    pub async fn make_signer(
+        &self,
+        object: ObjectId,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, HsmError> {
+        self.run(deadline, |reply| Work::MakeSigner(object, reply)).await
+    }
+
+    /// The DER SubjectPublicKeyInfo of the public part of the signer.
+    ///
+    /// # Errors
+    /// [`HsmError`]; among them [`HsmError::Missing`], if the token does not show it.
+    pub async fn signer_key(
+        &self,
+        object: ObjectId,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, HsmError> {
+        self.run(deadline, |reply| Work::SignerKey(object, reply)).await
+    }
+
+    /// Signs a SHA-256 with the signer: ECDSA, in DER.
+    ///
+    /// # Errors
+    /// As [`Hsm::signer_key`].
+    pub async fn sign(
+        &self,
+        object: ObjectId,
+        hash: [u8; 32],
+        deadline: Instant,
+    ) -> Result<Vec<u8>, HsmError> {
+        self.run(deadline, |reply| Work::Sign(object, hash, reply)).await
+    }
+
+    /// The signers that the token shows; `None` while it is away.
+    pub fn signers(&self) -> Option<Vec<ObjectId>> {
+        self.0.token.load().as_ref().map(|token| token.signers())
     }
 
     /// Opens a version's check value: whether the object is the key that it was.

@@ -4,7 +4,8 @@
 //! An object is found by its CKA_ID, once, when the token comes up; a request
 //! never searches. Template: `facts/hsm-and-grpc.md`, recommendation 7. WRAP
 //! beside DECRYPT would let a caller extract keys, so a root key has neither
-//! WRAP nor UNWRAP. Import pairs: `pair.rs`.
+//! WRAP nor UNWRAP. Import pairs: `pair.rs`; the
+//! signer: `signer.rs`.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub(super) enum Kind {
     RootKey,
     /// The private part of an import pair.
     ImportPair,
+    /// The private part of the signer.
+    Signer,
 }
 
 /// Where a root key comes from.
@@ -44,7 +47,7 @@ impl Kind {
     fn class(self) -> Attribute {
         Attribute::Class(match self {
             Self::RootKey => ObjectClass::SECRET_KEY,
-            Self::ImportPair => ObjectClass::PRIVATE_KEY,
+            Self::ImportPair | Self::Signer => ObjectClass::PRIVATE_KEY,
         })
     }
 
@@ -53,6 +56,7 @@ impl Kind {
         match self {
             Self::RootKey => format!("rootkeyd {object}"),
             Self::ImportPair => format!("rootkeyd import {object}"),
+            Self::Signer => format!("rootkeyd signer {object}"),
         }
         .into_bytes()
     }

@@ -62,6 +62,7 @@ impl Worker {
     pub(super) fn destroy(&mut self, object: ObjectId) -> Result<(), Failure> {
         self.token.note(Kind::RootKey, object, None);
         self.token.note(Kind::ImportPair, object, None);
+        self.token.note(Kind::Signer, object, None);
         object::destroy(&self.session, object).map_err(|error| self.failed(&error))?;
         self.synchronize()?;
         let fresh = self.token.session().map_err(|error| self.failed(&error))?;

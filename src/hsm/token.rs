@@ -79,6 +79,7 @@ pub(super) struct Token {
     slot: Slot,
     root_keys: Handles,
     import_pairs: Handles,
+    signers: Handles,
 }
 
 type Handles = RwLock<HashMap<ObjectId, ObjectHandle>>;
@@ -99,6 +100,7 @@ impl Token {
         log_in(&session, &settings.pin_file)?;
         let index = |kind| object::index(&session, kind).map(RwLock::new);
         let (root_keys, import_pairs) = (index(Kind::RootKey)?, index(Kind::ImportPair)?);
+        let signers = index(Kind::Signer)?;
         let name = || settings.module.display().to_string();
         let functions = Functions::load(&settings.module)
             .ok_or_else(|| Problem::Functions { module: name() })?;
@@ -112,6 +114,7 @@ impl Token {
             slot,
             root_keys,
             import_pairs,
+            signers,
         };
         Ok((token, session))
     }
@@ -136,6 +139,11 @@ impl Token {
         self.import_pairs.read().keys().copied().collect()
     }
 
+    /// The signers that the token shows.
+    pub(super) fn signers(&self) -> Vec<ObjectId> {
+        self.signers.read().keys().copied().collect()
+    }
+
     /// Notes where an object is now, or that it is nowhere.
     pub(super) fn note(&self, kind: Kind, object: ObjectId, handle: Option<ObjectHandle>) {
         let mut handles = self.handles(kind).write();
@@ -149,6 +157,7 @@ impl Token {
         match kind {
             Kind::RootKey => &self.root_keys,
             Kind::ImportPair => &self.import_pairs,
+            Kind::Signer => &self.signers,
         }
     }
 }

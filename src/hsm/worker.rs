@@ -127,6 +127,9 @@ impl Worker {
                 answer(reply, self.generate_import_pair(object))
             }
             Work::Import(import, reply) => answer(reply, self.import(&import)),
+            Work::MakeSigner(object, reply) => answer(reply, self.make_signer(object)),
+            Work::SignerKey(object, reply) => answer(reply, self.signer_key(object)),
+            Work::Sign(object, hash, reply) => answer(reply, self.sign(object, hash)),
             Work::Destroy(object, reply) => answer(reply, self.destroy(object)),
             Work::RoundTrip(reply) => {
                 let began = Instant::now();
@@ -240,7 +243,7 @@ impl Worker {
                 let proven = match kind {
                     Kind::RootKey => prove(&self.token.functions, &self.session, key),
                     // It seals nothing, so that it cannot be tried itself.
-                    Kind::ImportPair => self.prove_canary(),
+                    Kind::ImportPair | Kind::Signer => self.prove_canary(),
                 };
                 proven.map_err(|rv| lost(&rv))?;
                 return Err(Failure::Answer(unverified));

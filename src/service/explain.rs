@@ -119,10 +119,10 @@ impl Service {
         scope: &Scope,
     ) -> Finding {
         let met = Self::with_asked(scope, |asked| self.has(bindings, principal, permission, asked));
-        let operates = permission == Permission::ManageInstances && bindings.is_operator(principal);
+        let operates = permission.is_operators() && bindings.is_operator(principal);
         let why = if operates {
             "the principal is an operator of the daemon".into()
-        } else if permission == Permission::ManageInstances {
+        } else if permission.is_operators() {
             "it needs an operator of the daemon, and the principal is none".into()
         } else if met {
             let by = self.with_place(scope, |place| giving(bindings, principal, permission, place));

@@ -7,6 +7,7 @@
 
 mod access;
 mod admin;
+mod audit_streams;
 mod budget;
 mod campaigns;
 mod crypto;
@@ -20,6 +21,7 @@ mod instances;
 mod keys;
 mod listing;
 mod making;
+mod proof;
 mod purge;
 mod reconcile;
 mod registrations;
@@ -44,6 +46,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 pub use admin::{HsmReport, ServerReport};
+pub use audit_streams::RecordsWanted;
 pub use campaigns::CampaignReport;
 pub use crypto::{DekAction, DekAnswer, DekRequest};
 pub use entry::Asked;
@@ -55,6 +58,7 @@ pub use instances::{InstanceReport, Metrics, NewInstance};
 pub use keys::Update;
 pub use listing::{AuditQuery, KeyQuery, Listed, VersionsOfKey};
 pub use making::NewKey;
+pub use proof::{Proving, SignerProblem};
 pub use registrations::{NewRegistration, RegistrationUpdate, RegistrationsWanted};
 pub use requests::RequestId;
 pub use resources::{ActionWanted, Checked, ResourceReport, StatusesWanted, Target};
@@ -156,6 +160,8 @@ pub struct Settings {
     pub object_deadline: Duration,
     /// What the policy `allowed_network` calls private.
     pub private_networks: Vec<Ipv4Net>,
+    /// How checkpoints of the audit log are made.
+    pub proving: Proving,
 }
 
 /// Who may do what by the configuration.
@@ -197,6 +203,8 @@ pub struct Service {
     unpublished: Mutex<Vec<Event>>,
     /// Refusals that are recorded by their number.
     floods: floods::Floods,
+    /// Whether the signer was found; checkpoints are made one at a time.
+    signing: tokio::sync::Mutex<bool>,
     boot_id: Uuid,
     started: Moment,
 }
@@ -248,6 +256,7 @@ impl Service {
             under_way: Mutex::default(),
             floods: floods::Floods::default(),
             unpublished: Mutex::new(unpublished.into_iter().map(|(event, _)| event).collect()),
+            signing: tokio::sync::Mutex::default(),
             boot_id: Uuid::new_v4(),
             started: clock.now(),
             hsm,

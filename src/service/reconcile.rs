@@ -254,8 +254,12 @@ impl Service {
         let stray = |id: &&ObjectId| !named.contains(id) && !begun.contains(id);
         let shown_pairs = self.hsm.import_pairs().unwrap_or_default();
         let stray_pairs = shown_pairs.iter().filter(|id| !pairs.contains(id) && stray(id));
+        let signer = self.audit.signer();
+        let signers = self.hsm.signers().unwrap_or_default();
+        let stray_signers = signers.iter().filter(|id| Some(**id) != signer);
+        let other = stray_pairs.count() + stray_signers.count();
         Some(Disagreement {
-            orphans: shown.iter().filter(stray).count() + stray_pairs.count(),
+            orphans: shown.iter().filter(stray).count() + other,
             missing: named.difference(&shown).filter(|id| !begun.contains(id)).count(),
         })
     }

@@ -5,7 +5,7 @@ use super::{count, page_size_of, pb_timestamp};
 use crate::audit::Record;
 use crate::domain::{Event, InstanceId, KeyName, Malformed, Outcome, Severity};
 use crate::error::Reason;
-use crate::service::{AuditQuery, HsmReport, ServerReport};
+use crate::service::{AuditQuery, HsmReport, RecordsWanted, ServerReport};
 
 /// Which audit records to list.
 ///
@@ -16,15 +16,34 @@ pub(in crate::api) fn audit_query(
     request: pb::ListAuditEventsRequest,
 ) -> Result<AuditQuery, Malformed> {
     let pb::ListAuditEventsRequest { parent: _, page_size, page_token, key } = request;
-    let key = match key.as_str() {
-        "" => None,
-        name => Some(name.parse::<KeyName>().map_err(|malformed| malformed.of("key"))?),
-    };
-    if key.as_ref().is_some_and(|key| key.instance != instance) {
-        return Err(Malformed::new("key", "must be of the parent's instance"));
-    }
+    let key = key_of(&instance, &key)?;
     let page_size = page_size_of(page_size)?;
     Ok(AuditQuery { instance, page_size, page_token, key })
+}
+
+/// Which records to follow.
+///
+/// # Errors
+/// [`Malformed`], naming the field.
+pub(in crate::api) fn records_wanted(
+    instance: InstanceId,
+    request: pb::WatchAuditEventsRequest,
+) -> Result<RecordsWanted, Malformed> {
+    let pb::WatchAuditEventsRequest { parent: _, key, resume_token } = request;
+    let key = key_of(&instance, &key)?;
+    Ok(RecordsWanted { instance, key, resume_token })
+}
+
+/// A key to filter by; empty for none.
+fn key_of(instance: &InstanceId, name: &str) -> Result<Option<KeyName>, Malformed> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let key = name.parse::<KeyName>().map_err(|malformed| malformed.of("key"))?;
+    if key.instance != *instance {
+        return Err(Malformed::new("key", "must be of the parent's instance"));
+    }
+    Ok(Some(key))
 }
 
 /// One record of the audit log.

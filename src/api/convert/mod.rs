@@ -22,7 +22,7 @@ pub(super) use access::{
     Resource, address, authorization, binding, new_authorization, new_binding, permissions,
     tested_methods, tested_resource,
 };
-pub(super) use admin::{audit_event, audit_query, hsm_status, server_info};
+pub(super) use admin::{audit_event, audit_query, hsm_status, records_wanted, server_info};
 pub(super) use crypto::{
     Register, generate_request, generated, rewrap_request, rewrapped, unwrap_request,
     unwrap_result, unwrapped, wrap_request, wrapped,
