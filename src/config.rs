@@ -14,8 +14,9 @@ use std::time::Duration;
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::api::{Identity, Limits, Local, LocalPrincipal, Who};
+use crate::api::{Identity, Limits, Local, LocalPrincipal, Tokens, Who};
 use crate::audit;
+use crate::auth::bearer::Issuer;
 use crate::auth::mtls::Mapping;
 use crate::domain::{BindingSubject, Gift, Ipv4Net, Malformed, PrincipalId, Profile, Role, Scope};
 use crate::hsm;
@@ -127,6 +128,7 @@ struct File {
     #[serde(default)]
     local_principals: Vec<LocalTable>,
     tls: Tls,
+    tokens: Option<TokensTable>,
     hsm: HsmTable,
     #[serde(default)]
     import: ImportTable,
@@ -185,6 +187,16 @@ struct Tls {
     crl: Vec<PathBuf>,
     #[serde(default)]
     principals: Vec<PrincipalTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokensTable {
+    jwks: PathBuf,
+    issuer: String,
+    audience: String,
+    trust_domain: String,
+    gateways: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -289,6 +301,7 @@ impl File {
             listen,
             local_principals,
             tls,
+            tokens,
             hsm,
             import,
             store,
@@ -330,6 +343,7 @@ impl File {
                     .into_iter()
                     .map(PrincipalTable::check)
                     .collect::<Result<_, _>>()?,
+                tokens: tokens.map(|tokens| tokens.check(folder)).transpose()?,
             },
             hsm: hsm::Settings {
                 module: path(hsm.module),
@@ -438,6 +452,25 @@ impl LocalTable {
         let principal = self.principal.parse();
         let principal = principal.map_err(|error| invalid("local_principals.principal", error))?;
         Ok(LocalPrincipal { who, principal })
+    }
+}
+
+impl TokensTable {
+    fn check(self, folder: &Path) -> Result<Tokens, ConfigError> {
+        let Self { jwks, issuer, audience, trust_domain, gateways } = self;
+        for (field, value) in [("tokens.issuer", &issuer), ("tokens.audience", &audience)] {
+            if value.is_empty() {
+                return Err(invalid(field, "must not be empty"));
+            }
+        }
+        let issuer = Issuer { issuer, audience, trust_domain };
+        issuer.principal("a").map_err(|_bad| invalid("tokens.trust_domain", "is not one"))?;
+        if gateways.is_empty() {
+            return Err(invalid("tokens.gateways", "must name who may send tokens"));
+        }
+        let gateways = gateways.iter().map(|id| id.parse()).collect::<Result<_, Malformed>>();
+        let gateways = gateways.map_err(|error| invalid("tokens.gateways", error))?;
+        Ok(Tokens { jwks: folder.join(jwks), issuer, gateways })
     }
 }
 
@@ -667,6 +700,7 @@ mod tests {
             "[listen]",
             "[[local_principals]]",
             "[tls]",
+            "[tokens]",
             "[hsm]",
             "[import]",
             "[store]",

@@ -33,7 +33,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
 
 /// Crate → modules that may name it.
 #[rustfmt::skip]
-const CRATES: [(&str, &[&str]); 20] = [
+const CRATES: [(&str, &[&str]); 21] = [
     ("tonic",        &["api", "client", "cli"]),
     ("tonic_types",  &["api", "client", "cli"]),
     ("tonic_health", &["api"]),
@@ -46,6 +46,7 @@ const CRATES: [(&str, &[&str]); 20] = [
     ("rustls",       &["api", "client"]),
     ("tokio_rustls", &["api"]),
     ("x509_parser",  &["auth", "cli"]),
+    ("jsonwebtoken", &["auth"]),
     ("rcgen",        &["dev"]),
     ("aes_gcm",      &["cli"]),
     ("aws_lc_rs",    &["api", "audit", "cli"]),

@@ -14,9 +14,11 @@ mod refusals;
 mod server;
 pub mod status;
 mod tls;
+mod tokens;
 mod trust;
 
 pub use limits::Limits;
 pub use local::{Local, LocalPrincipal, Who};
 pub use server::{Listeners, Serving, serve};
 pub use tls::{Identity, TlsError};
+pub use tokens::Tokens;

@@ -16,13 +16,15 @@ use super::grpc::caller_in;
 use super::guard::{Guard, Pass};
 use super::methods;
 use super::status::status;
+use super::tokens;
+use super::trust::Trust;
 use crate::domain::Malformed;
 use crate::error::Error;
 use crate::service::{Answer, Caller, Service};
 
 /// Wraps the services of the listener.
 #[derive(Clone)]
-pub(super) struct Refusals(pub(super) Arc<Service>, pub(super) Arc<Guard>);
+pub(super) struct Refusals(pub(super) Arc<Service>, pub(super) Arc<Guard>, pub(super) Arc<Trust>);
 
 /// A service whose refusals are looked at.
 #[derive(Clone)]
@@ -30,13 +32,15 @@ pub(super) struct Watched<S> {
     inner: S,
     service: Arc<Service>,
     guard: Arc<Guard>,
+    trust: Arc<Trust>,
 }
 
 impl<S> Layer<S> for Refusals {
     type Service = Watched<S>;
 
     fn layer(&self, inner: S) -> Watched<S> {
-        Watched { inner, service: Arc::clone(&self.0), guard: Arc::clone(&self.1) }
+        let (service, guard) = (Arc::clone(&self.0), Arc::clone(&self.1));
+        Watched { inner, service, guard, trust: Arc::clone(&self.2) }
     }
 }
 
@@ -54,6 +58,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let request = self.with_token(request);
         let caller = caller_in(request.headers(), request.extensions());
         let method = request.uri().path().strip_prefix(PACKAGE).map(str::to_owned);
         let pass = method.as_deref().map_or(Ok(None), |method| self.pass(&caller, method));
@@ -74,6 +79,16 @@ where
 }
 
 impl<S> Watched<S> {
+    /// The request without its token, with what that makes of the caller.
+    fn with_token(&self, request: Request<Body>) -> Request<Body> {
+        let (mut parts, body) = request.into_parts();
+        let (tokens, now) = (self.trust.tokens(), self.service.now().time);
+        if let Some(acting) = tokens::take(&mut parts.headers, &parts.extensions, tokens, now) {
+            parts.extensions.insert(acting);
+        }
+        Request::from_parts(parts, body)
+    }
+
     /// Room for the call, if it is of a kind that needs some here; or the refusal.
     fn pass(&self, caller: &Caller, method: &str) -> Result<Option<Pass>, Status> {
         let row = methods::ALL.iter().find(|row| row.name == method).copied();

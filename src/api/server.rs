@@ -80,12 +80,12 @@ pub fn serve(
         tokio::spawn(local::accept(listener, local, hall.clone()));
     }
     tokio::spawn(accept(listeners.tls, Arc::clone(&trust), hall));
-    tokio::spawn(trust.follow(stopped.clone()));
+    tokio::spawn(Arc::clone(&trust).follow(stopped.clone()));
     tokio::spawn(tell_health(health, hsm));
 
     let guard = Arc::new(Guard::new(&limits));
     tokio::spawn(forget_old(Arc::downgrade(&guard)));
-    let refusals = Refusals(Arc::clone(&service), Arc::clone(&guard));
+    let refusals = Refusals(Arc::clone(&service), Arc::clone(&guard), trust);
     let edge = Edge::new((service, guard), stopped.clone());
     let router = Server::builder()
         .layer(refusals)

@@ -19,6 +19,8 @@ use rustls::{
 };
 use thiserror::Error;
 
+use super::Tokens;
+use crate::auth::bearer::KeysRefused;
 use crate::auth::mtls::{Mapping, holder_of};
 
 /// PEM files of the listener, and what names in certificates stand for.
@@ -35,6 +37,8 @@ pub struct Identity {
     pub crl: Vec<PathBuf>,
     /// Names other than SPIFFE IDs, and whose they are.
     pub principals: Vec<Mapping>,
+    /// Tokens of people, if there are any.
+    pub tokens: Option<Tokens>,
 }
 
 /// The TLS files cannot be used.
@@ -47,6 +51,22 @@ pub enum TlsError {
         path: PathBuf,
         /// What is wrong with it.
         source: pem::Error,
+    },
+    /// A file cannot be read.
+    #[error("{} cannot be read: {source}", path.display())]
+    Unread {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The keys of tokens cannot be used.
+    #[error("{} cannot be used: {source}", path.display())]
+    Keys {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: KeysRefused,
     },
     /// Certificate and key do not belong together, or one is not supported.
     #[error("certificate and key cannot be used: {0}")]
@@ -61,7 +81,7 @@ pub(super) fn server_config(
     identity: &Identity,
     clock: Arc<dyn TimeProvider>,
 ) -> Result<(Arc<ServerConfig>, Arc<Verifier>), TlsError> {
-    let Identity { certificate, key, client_ca, crl, principals } = identity;
+    let Identity { certificate, key, client_ca, crl, principals, tokens: _ } = identity;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
     for root in certificates(client_ca)? {

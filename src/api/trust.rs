@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::tls::{Identity, TlsError, Verifier, server_config};
+use super::tokens::Verified;
 use crate::auth::mtls::{Holder, holder_of};
 use crate::domain::Timestamp;
 use crate::service::{Service, Standing};
@@ -26,6 +27,8 @@ use crate::service::{Service, Standing};
 /// See the module.
 pub(super) struct Trust {
     identity: Identity,
+    /// Has its own files: a broken one must not hold up revocations, nor they it.
+    tokens: Option<Verified>,
     clock: Arc<DaemonClock>,
     current: ArcSwap<Generation>,
 }
@@ -51,7 +54,13 @@ impl Trust {
         let clock = Arc::new(DaemonClock(Arc::clone(service)));
         let (config, verifier) = server_config(identity, Arc::clone(&clock) as _)?;
         let current = ArcSwap::from_pointee(Generation { number: 1, config, verifier });
-        Ok(Arc::new(Self { identity: identity.clone(), clock, current }))
+        let tokens = identity.tokens.as_ref().map(Verified::read).transpose()?;
+        Ok(Arc::new(Self { identity: identity.clone(), tokens, clock, current }))
+    }
+
+    /// Whose tokens count, if any.
+    pub(super) fn tokens(&self) -> Option<&Verified> {
+        self.tokens.as_ref()
     }
 
     /// For the next connection.
@@ -98,6 +107,9 @@ impl Trust {
     }
 
     fn reload(&self) {
+        if let Some(tokens) = &self.tokens {
+            tokens.reload();
+        }
         match server_config(&self.identity, Arc::clone(&self.clock) as _) {
             Ok((config, verifier)) => {
                 let number = self.current.load().number + 1;
@@ -111,8 +123,10 @@ impl Trust {
     }
 
     fn stamps(&self) -> Vec<Option<Stamp>> {
-        let Identity { certificate, key, client_ca, crl, principals: _ } = &self.identity;
-        [certificate, key, client_ca].into_iter().chain(crl).map(stamp).collect()
+        let Identity { certificate, key, client_ca, crl, principals: _, tokens: _ } =
+            &self.identity;
+        let tokens = self.tokens.iter().map(Verified::file);
+        [certificate, key, client_ca].into_iter().chain(crl).chain(tokens).map(stamp).collect()
     }
 }
 

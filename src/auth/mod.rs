@@ -1,3 +1,4 @@
 //! Who asks.
 
+pub mod bearer;
 pub mod mtls;

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use super::connection::Peer;
 use super::guard::Guard;
+use super::tokens::Acting;
 use super::{convert, status::status};
 use crate::domain::{InstanceId, KeyName};
 use crate::error::Error;
@@ -122,16 +123,24 @@ fn caller_of<Q>(request: &Request<Q>) -> Caller {
 /// The same, before the request is tonic's.
 pub(super) fn caller_in(headers: &HeaderMap, extensions: &Extensions) -> Caller {
     let peer = extensions.get::<Peer>();
+    let acting = extensions.get::<Acting>();
     let began = Instant::now();
     let (usual, longest) = peer.map_or((DEFAULT_DEADLINE, LONGEST_DEADLINE), |peer| {
         (peer.limits.request, peer.limits.longest_request)
     });
     let wait = timeout_in(headers).unwrap_or(usual).min(longest);
     Caller {
-        principal: peer.and_then(|peer| peer.principal.clone()),
+        // A token that does not count leaves the principal for the record: its
+        // standing refuses the call.
+        principal: acting
+            .and_then(|acting| acting.principal.clone())
+            .or_else(|| peer?.principal.clone()),
         source_address: peer.map(|peer| peer.address.clone()).unwrap_or_default(),
         source_ip: peer.and_then(|peer| peer.ip),
-        standing: peer.and_then(|peer| peer.standing.clone()),
+        standing: match acting {
+            Some(acting) => Some(Arc::clone(&acting.standing)),
+            None => peer.and_then(|peer| peer.standing.clone()),
+        },
         request_id: request_id_in(headers),
         began,
         deadline: began + wait,
