@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::domain::Timestamp;
 use crate::hsm::{Health, Hsm};
 use crate::service::{Service, SignerProblem};
+use crate::sinks::Sinks;
 use crate::store::{Sqlite, Store, StoreError};
 
 /// A daemon that serves.
@@ -28,6 +29,7 @@ pub struct App {
     hsm: Hsm,
     store: Arc<dyn Store>,
     audit: Audit,
+    sinks: Sinks,
     _lock: Lock,
 }
 
@@ -122,6 +124,9 @@ impl App {
         clock: (ClockSource, Trust),
     ) -> Result<Self, AppError> {
         let audit = Audit::open(config.audit)?;
+        let positions = config.sinks.directory.clone();
+        let sinks = Sinks::start(&audit, config.sinks)
+            .map_err(|source| AppError::Io { path: positions, source })?;
         let file = config.state_dir.join("store.sqlite");
         let store: Arc<dyn Store> = Arc::new(Sqlite::open(&file, config.store_queue)?);
         let threads = |source| AppError::Io { path: config.hsm.module.clone(), source };
@@ -159,7 +164,7 @@ impl App {
             config.limits,
         )?;
         tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
-        Ok(Self { address, serving, service, hsm, store, audit, _lock: lock })
+        Ok(Self { address, serving, service, hsm, store, audit, sinks, _lock: lock })
     }
 
     /// Where it listens.
@@ -170,7 +175,7 @@ impl App {
     /// Stops in order: no new calls, those that were begun are answered, changes
     /// are finished, HSM, store and audit log are closed.
     pub async fn stop(self) {
-        let Self { serving, service, hsm, store, audit, .. } = self;
+        let Self { serving, service, hsm, store, audit, sinks, .. } = self;
         serving.drain(DRAIN_PATIENCE).await;
         if tokio::time::timeout(DRAIN_PATIENCE, service.finish()).await.is_err() {
             tracing::warn!("a change was not done in time; it is undone at the next start");
@@ -180,6 +185,7 @@ impl App {
             hsm.stop();
             store.close();
             audit.close();
+            sinks.stop(SINKS_PATIENCE);
         });
         if tokio::time::timeout(DRAIN_PATIENCE, closed).await.is_err() {
             // A call into the module hangs. What is acknowledged is durable.
@@ -238,4 +244,6 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const HSM_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the stop waits, for calls, changes and threads each.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the sinks may take to catch up.
+const SINKS_PATIENCE: Duration = Duration::from_secs(3);
 const TIDY_EVERY: Duration = Duration::from_secs(5);

@@ -9,7 +9,7 @@ pub mod checkpoint;
 pub mod export;
 mod exporter;
 mod forward;
-mod journal;
+pub mod journal;
 mod log;
 pub mod merkle;
 mod notebook;
