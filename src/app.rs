@@ -233,6 +233,7 @@ async fn tidy(service: Arc<Service>) {
     let mut tick = tokio::time::interval(TIDY_EVERY);
     loop {
         tick.tick().await;
+        service.refill_reserve();
         service.publish_rest().await;
         service.undo_intents().await;
     }
