@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::domain::Timestamp;
 use crate::hsm::{Health, Hsm};
 use crate::service::{Service, SignerProblem};
+use crate::sinks::Sinks;
 use crate::store::{Sqlite, Store, StoreError};
 
 /// A daemon that serves.
@@ -28,6 +29,7 @@ pub struct App {
     hsm: Hsm,
     store: Arc<dyn Store>,
     audit: Audit,
+    sinks: Sinks,
     _lock: Lock,
 }
 
@@ -122,6 +124,9 @@ impl App {
         clock: (ClockSource, Trust),
     ) -> Result<Self, AppError> {
         let audit = Audit::open(config.audit)?;
+        let positions = config.sinks.directory.clone();
+        let sinks = Sinks::start(&audit, config.sinks)
+            .map_err(|source| AppError::Io { path: positions, source })?;
         let file = config.state_dir.join("store.sqlite");
         let store: Arc<dyn Store> = Arc::new(Sqlite::open(&file, config.store_queue)?);
         let threads = |source| AppError::Io { path: config.hsm.module.clone(), source };
@@ -167,7 +172,7 @@ impl App {
             config.limits,
         )?;
         tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
-        Ok(Self { address, serving, service, hsm, store, audit, _lock: lock })
+        Ok(Self { address, serving, service, hsm, store, audit, sinks, _lock: lock })
     }
 
     /// Where it listens.
@@ -178,7 +183,7 @@ impl App {
     /// Stops in order: no new calls, those that were begun are answered, changes
     /// are finished, HSM, store and audit log are closed.
     pub async fn stop(self) {
-        let Self { serving, service, hsm, store, audit, .. } = self;
+        let Self { serving, service, hsm, store, audit, sinks, .. } = self;
         serving.drain(DRAIN_PATIENCE).await;
         if tokio::time::timeout(DRAIN_PATIENCE, service.finish()).await.is_err() {
             tracing::warn!("a change was not done in time; it is undone at the next start");
@@ -188,6 +193,7 @@ impl App {
             hsm.stop();
             store.close();
             audit.close();
+            sinks.stop(SINKS_PATIENCE);
         });
         if tokio::time::timeout(DRAIN_PATIENCE, closed).await.is_err() {
             // A call into the module hangs. What is acknowledged is durable.
@@ -235,6 +241,7 @@ async fn tidy(service: Arc<Service>) {
     let mut tick = tokio::time::interval(TIDY_EVERY);
     loop {
         tick.tick().await;
+        service.refill_reserve();
         service.publish_rest().await;
         service.undo_intents().await;
     }
@@ -256,4 +263,6 @@ const HSM_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the stop waits, for calls, changes and threads each.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 const RECORD_EVERY: Duration = Duration::from_secs(1);
+/// How long the sinks may take to catch up.
+const SINKS_PATIENCE: Duration = Duration::from_secs(3);
 const TIDY_EVERY: Duration = Duration::from_secs(5);

@@ -6,6 +6,7 @@
 //! its configuration can be moved. No secret is in here: the PIN is in a file of
 //! its own, or a systemd credential.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::auth::mtls::Mapping;
 use crate::domain::{BindingSubject, Gift, Ipv4Net, Malformed, PrincipalId, Profile, Role, Scope};
 use crate::hsm;
 use crate::service;
+use crate::sinks::{self, Sink, Target, View};
 
 /// All that the daemon is told.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct Config {
     pub store_queue: usize,
     /// Where the audit log is and how it is written.
     pub audit: audit::Settings,
+    /// Copies of the audit log for other programs.
+    pub sinks: sinks::Settings,
     /// Settings of the use cases.
     pub service: service::Settings,
     /// Who may do what.
@@ -263,6 +267,35 @@ struct AuditTable {
     checkpoint_seconds: u64,
     witness: Option<PathBuf>,
     journal: PathBuf,
+    sinks: Vec<SinkTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SinkTable {
+    name: String,
+    kind: SinkKind,
+    path: PathBuf,
+    #[serde(default)]
+    view: SinkView,
+    rotate_mib: Option<u64>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum SinkKind {
+    File,
+    Syslog,
+    Journald,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SinkView {
+    #[default]
+    Json,
+    CloudEvents,
+    Ocsf,
 }
 
 #[derive(Deserialize)]
@@ -324,6 +357,11 @@ impl File {
             return Err(invalid("audit.segment_mib", "must be 1 to 4096"));
         }
         let proving = audit.proving(&crn_prefix)?;
+        let sinks = sinks::Settings {
+            directory: state_dir.join("audit"),
+            origin: proving.origin.clone(),
+            sinks: sinks(audit.sinks, folder)?,
+        };
         let pin_file = pin_file(hsm.pin_file.map(path), hsm.pin_credential)?;
         let profile = match profile {
             ProfileName::Vpc => Profile::Vpc,
@@ -365,6 +403,7 @@ impl File {
                     journal: Some(path(audit.journal)),
                 },
             },
+            sinks,
             service: service::Settings {
                 profile,
                 crn_prefix,
@@ -543,6 +582,45 @@ impl AuthorizationTable {
     }
 }
 
+fn sinks(tables: Vec<SinkTable>, folder: &Path) -> Result<Vec<Sink>, ConfigError> {
+    let mut names = BTreeSet::new();
+    for SinkTable { name, .. } in &tables {
+        let letters = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        if name.is_empty() || name.len() > 60 || !name.bytes().all(letters) {
+            let problem = "must be 1 to 60 small letters, digits and -";
+            return Err(invalid("audit.sinks.name", problem));
+        }
+        if !names.insert(name.clone()) {
+            return Err(invalid("audit.sinks.name", format!("{name} is there twice")));
+        }
+    }
+    tables.into_iter().map(|table| table.check(folder)).collect()
+}
+
+impl SinkTable {
+    fn check(self, folder: &Path) -> Result<Sink, ConfigError> {
+        let Self { name, kind, path, view, rotate_mib } = self;
+        let path = folder.join(path);
+        let target = match (kind, rotate_mib) {
+            (SinkKind::File, Some(mib)) if !(1..=1_000_000).contains(&mib) => {
+                return Err(invalid("audit.sinks.rotate_mib", "must be 1 to 1000000"));
+            }
+            (SinkKind::File, mib) => Target::File { path, rotate_bytes: mib.map(|mib| mib << 20) },
+            (SinkKind::Syslog, None) => Target::Syslog { path },
+            (SinkKind::Journald, None) => Target::Journald { path },
+            (SinkKind::Syslog | SinkKind::Journald, Some(_)) => {
+                return Err(invalid("audit.sinks.rotate_mib", "is for kind = \"file\" alone"));
+            }
+        };
+        let view = match view {
+            SinkView::Json => View::Json,
+            SinkView::CloudEvents => View::CloudEvents,
+            SinkView::Ocsf => View::Ocsf,
+        };
+        Ok(Sink { name, target, view })
+    }
+}
+
 fn networks(texts: &[String]) -> Result<Vec<Ipv4Net>, ConfigError> {
     let parsed = texts.iter().map(|text| text.parse());
     parsed
@@ -632,6 +710,7 @@ impl Default for AuditTable {
             checkpoint_seconds: 60,
             witness: None,
             journal: "/run/systemd/journal/socket".into(),
+            sinks: Vec::new(),
         }
     }
 }
@@ -693,6 +772,24 @@ mod tests {
     }
 
     #[test]
+    fn the_sinks_of_the_example_are_sinks() {
+        let begin = EXAMPLE.find("# [[audit.sinks]]").unwrap();
+        let table: Vec<_> = EXAMPLE[begin..]
+            .lines()
+            .take_while(|line| line.starts_with("# "))
+            .map(|line| line.trim_start_matches("# "))
+            .filter(|line| line.starts_with('[') || line.contains(" = "))
+            .collect();
+        let config = parse(&EXAMPLE.replacen("[log]", &(table.join("\n") + "\n[log]"), 1)).unwrap();
+        let [sink] = config.sinks.sinks.as_slice() else { panic!("{config:?}") };
+        let Target::File { path, rotate_bytes } = &sink.target else { panic!("{sink:?}") };
+        assert_eq!(
+            (path.to_str(), *rotate_bytes),
+            (Some("/var/log/rootkeyd/audit.jsonl"), Some(64 << 20))
+        );
+    }
+
+    #[test]
     fn the_example_documents_every_field() {
         // An unknown field is refused with a list of those that there are.
         let tables = [
@@ -707,6 +804,7 @@ mod tests {
             "[audit]",
             "[limits]",
             "[[tls.principals]]",
+            "[[audit.sinks]]",
             "[log]",
             "[[bindings]]",
         ];
@@ -722,6 +820,7 @@ mod tests {
                 let named = |line: &str| {
                     line.starts_with(&format!("{field} ="))
                         || line.starts_with(&format!("{field}]"))
+                        || line == format!("audit.{field}]]")
                 };
                 assert!(starts.any(named), "{field} of {table:?} is not in the example");
             }
@@ -757,6 +856,21 @@ mod tests {
             ("segment_mib = 64", "origin = \"a b\"", "audit.origin"),
             ("checkpoint_records = 10000", "checkpoint_records = 0", "audit.checkpoint_records"),
             ("checkpoint_seconds = 60", "checkpoint_seconds = 0", "audit.checkpoint_seconds"),
+            (
+                "[log]",
+                "[[audit.sinks]]\nname = \"A\"\nkind = \"file\"\npath = \"p\"\n[log]",
+                "audit.sinks.name",
+            ),
+            (
+                "[log]",
+                "[[audit.sinks]]\nname = \"a\"\nkind = \"syslog\"\npath = \"p\"\nrotate_mib = 1\n[log]",
+                "audit.sinks.rotate_mib",
+            ),
+            (
+                "[log]",
+                "[[audit.sinks]]\nname = \"a\"\nkind = \"kafka\"\npath = \"p\"\n[log]",
+                "kafka",
+            ),
         ];
         for (from, to, named) in cases {
             let text = EXAMPLE.replacen(from, to, 1);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::audit::AuditError;
 use crate::domain::resource_action::Hindrance;
-use crate::domain::{Denied, Malformed, Refusal, Refused};
+use crate::domain::{Denied, Malformed, Outcome, Refusal, Refused};
 use crate::envelope::Unverified;
 use crate::hsm::HsmError;
 use crate::store::StoreError;
@@ -299,6 +299,18 @@ impl Reason {
             Code::Unavailable => 503,
             Code::DeadlineExceeded => 504,
         }
+    }
+}
+
+/// HTTP code of an outcome. A record can name its own, such as 408.
+pub fn http_code(outcome: &Outcome, details: &[(String, String)]) -> u16 {
+    let own = details.iter().find(|(name, _)| name == "reason_code");
+    if let Some(code) = own.and_then(|(_, code)| code.parse().ok()) {
+        return code;
+    }
+    match outcome {
+        Outcome::Success => 200,
+        Outcome::Refused(name) => Reason::named(name).map_or(500, Reason::http),
     }
 }
 

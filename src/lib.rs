@@ -21,5 +21,6 @@ pub mod error;
 pub mod hsm;
 pub mod secret;
 pub mod service;
+pub mod sinks;
 pub mod store;
 pub mod telemetry;

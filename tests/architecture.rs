@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Module → modules of ours that it may use.
 #[rustfmt::skip]
-const MAY_USE: [(&str, &[&str]); 18] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     ("domain",    &[]),
     ("secret",    &[]),
     ("envelope",  &["domain", "secret", "error"]),
@@ -18,13 +18,14 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("store",     &["domain", "secret", "error"]),
     ("audit",     &["domain", "secret", "error"]),
     ("auth",      &["domain", "secret", "error"]),
+    ("sinks",     &["domain", "audit", "error"]),
     ("clock",     &["domain", "store"]),
     ("service",   &["domain", "envelope", "hsm", "store", "audit", "auth", "clock", "secret", "error"]),
     ("api",       &["service", "domain", "hsm", "audit", "auth", "secret", "error"]),
-    ("config",    &["api", "service", "domain", "hsm", "audit", "auth"]),
+    ("config",    &["api", "service", "domain", "hsm", "audit", "auth", "sinks"]),
     ("telemetry", &["config"]),
     ("dev",       &["config", "clock", "domain", "hsm", "secret"]),
-    ("app",       &["api", "service", "domain", "hsm", "store", "audit", "auth", "config", "clock", "error"]),
+    ("app",       &["api", "service", "domain", "hsm", "store", "audit", "auth", "config", "clock", "error", "sinks"]),
     ("client",    &["api", "secret"]),
     // `audit verify` is offline: it is the verifier and the format, and never the log itself.
     ("cli",       &["client", "api", "secret", "audit"]),

@@ -35,7 +35,7 @@ fn entry(Signed { note, checkpoint, .. }: &Signed) -> Vec<u8> {
 }
 
 /// A value with a line end in it has its length before it, little-endian.
-fn field(bytes: &mut Vec<u8>, name: &str, value: &str) {
+pub fn field(bytes: &mut Vec<u8>, name: &str, value: &str) {
     bytes.extend_from_slice(name.as_bytes());
     if value.contains('\n') {
         bytes.push(b'\n');

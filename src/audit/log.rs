@@ -53,6 +53,8 @@ pub(super) struct State {
     pub(super) head: Head,
     /// Of all records that are durable.
     pub(super) tree: Tree,
+    /// Whether the last batch could not be written.
+    pub(super) failing: bool,
 }
 
 /// What the thread owns.
@@ -147,10 +149,13 @@ impl Writer {
                 let tree = self.tree.clone();
                 let mut state = self.state.write();
                 (state.end, state.head, state.tree) = (self.tail.end, self.head, tree);
+                state.failing = false;
             }
             Err(error) => {
                 tracing::error!(%error, "audit records could not be written");
-                self.head = self.state.read().head;
+                let mut state = self.state.write();
+                state.failing = true;
+                self.head = state.head;
             }
         }
         for (first, answer) in self.waiting.drain(..) {

@@ -9,7 +9,7 @@ pub mod checkpoint;
 pub mod export;
 mod exporter;
 mod forward;
-mod journal;
+pub mod journal;
 mod log;
 pub mod merkle;
 mod notebook;
@@ -130,7 +130,7 @@ impl Audit {
         let (segments, end) = (found.segments, found.tail.end);
         let log = Readable { directory: &path, segments: &segments, end };
         let (proof, tree) = Proof::open(log, found.head, anchors)?;
-        let state = State { segments, end, head: found.head, tree };
+        let state = State { segments, end, head: found.head, tree, failing: false };
         let state = Arc::new(RwLock::new(state));
         let durable = watch::Sender::new(0);
         let writer =
@@ -179,6 +179,12 @@ impl Audit {
     /// How many records are durable.
     pub fn length(&self) -> u64 {
         self.0.state.read().head.records
+    }
+
+    /// Whether the last records could not be written, such as on a full disk. The next
+    /// that can be written make it false.
+    pub fn is_failing(&self) -> bool {
+        self.0.state.read().failing
     }
 
     /// Records that `query` asks for, the newest first; from where an earlier page ended, if
@@ -479,7 +485,7 @@ mod tests {
         let log = Readable { directory: other.path(), segments: &segments, end: 48 };
         let (proof, tree) = Proof::open(log, head, Anchors::default()).unwrap();
         let (proof, durable) = (Mutex::new(proof), watch::Sender::new(0));
-        let state = State { segments, end: 48, head, tree };
+        let state = State { segments, end: 48, head, tree, failing: false };
         let queue = Arc::new(RwLock::new(Some(sender)));
         let intake = Intake { queue: Arc::clone(&queue), receiver };
         let (state, thread) = (Arc::new(RwLock::new(state)), Mutex::new(None));

@@ -24,7 +24,7 @@ impl Service {
     ///
     /// # Errors
     /// PERMISSION_DENIED, KEY_NOT_FOUND, KEY_RING_NOT_FOUND, BINDING_EXISTS,
-    /// LIMIT_REACHED, or of the store.
+    /// LIMIT_REACHED, AUDIT_UNAVAILABLE, or of the store.
     pub async fn bind(
         self: &Arc<Self>,
         call: &Call,
@@ -52,6 +52,7 @@ impl Service {
                 service.registry.find(&slot.key().name().parse()?)?;
             }
             service.check_new(&gift)?;
+            service.must_be_recordable()?;
             let Gift { subject, role, scope } = gift;
             let (id, created) = (BindingId::from(Uuid::new_v4()), service.now().time);
             let created_by = call.principal.as_str().into();
@@ -90,6 +91,8 @@ impl Service {
             let change = Change {
                 binding: Some(BindingWrite::Remove(binding.id)),
                 events: vec![event.clone()],
+                // It takes away: a full disk does not stop it.
+                from_reserve: true,
                 ..Change::default()
             };
             service.rebind(|all| all.retain(|it| it.id != binding.id));

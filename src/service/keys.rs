@@ -247,7 +247,8 @@ impl Service {
         check_etag(&old, etag)?;
         let new = Arc::new(decide(&old, self.now()).map_err(|error| error.about(old.name()))?);
         let event = self.change_event(call, &new);
-        let change = Change { events: vec![event.clone()], ..Change::default() };
+        let from_reserve = FROM_RESERVE.contains(&call.method.name);
+        let change = Change { events: vec![event.clone()], from_reserve, ..Change::default() };
         self.put(slot, &new, effect, change).await?;
         self.publish(vec![event]).await;
         Ok(Answer::recorded(new))
@@ -266,8 +267,9 @@ impl Service {
         let key = Some(KeyWrite::Update { key: Arc::clone(new), from: old.generation });
         let key_events: Vec<_> = NewKeyEvent::of(&old, new, self.now()).into_iter().collect();
         let tells = !key_events.is_empty();
-        if effect == Effect::Tighten {
-            self.registry.publish(slot, Arc::clone(new));
+        match effect {
+            Effect::Tighten => self.registry.publish(slot, Arc::clone(new)),
+            Effect::Loosen => self.must_be_recordable().map_err(|error| error.about(old.name()))?,
         }
         match self.store.commit(Change { key, key_events, ..change }).await {
             Ok(()) => {
@@ -339,6 +341,10 @@ pub(super) fn check_etag(key: &Key, etag: &str) -> Result<(), Error> {
     }
     Err(Error::from(StoreError::Conflict).about(key.name()))
 }
+
+/// What may be committed from the reserve when the disk is full: calls that take away what
+/// others may do with a key.
+const FROM_RESERVE: [&str; 2] = ["KeyService/DisableKey", "KeyService/DeleteKey"];
 
 /// An imported key is rotated by its owner's new material alone.
 pub(super) const NO_POLICY_FOR_IMPORTED: Malformed =

@@ -100,6 +100,7 @@ impl Service {
         request: Option<RequestId>,
     ) -> Result<Answer<Arc<Key>>, Error> {
         let NewKey { instance, ring, details, expires, rotation, dual_auth, material } = new;
+        self.must_be_recordable()?;
         let imported = material.is_some();
         let purpose = format!("create instances/{instance}/keys/{id}");
         let material = self.material(&instance, material)?;

@@ -366,6 +366,21 @@ impl Service {
         }
     }
 
+    /// Refuses what gives something while the audit log cannot be written: it would be
+    /// done and not be seen.
+    fn must_be_recordable(&self) -> Result<(), Error> {
+        if self.audit.is_failing() {
+            let message = "the audit log cannot be written now, so nothing that gives is done";
+            return Err(Error::new(Reason::AuditUnavailable, message));
+        }
+        Ok(())
+    }
+
+    /// Takes back the store's reserve where there is space again.
+    pub fn refill_reserve(&self) {
+        self.store.refill_reserve();
+    }
+
     /// Copies events from the outbox, where they are durable, to the audit log.
     async fn publish(&self, events: Vec<Event>) {
         let ids: Vec<_> = events.iter().map(|event| event.id).collect();

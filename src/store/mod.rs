@@ -15,6 +15,7 @@ mod key_events;
 mod keys;
 mod outbox;
 mod registrations;
+mod reserve;
 mod rows;
 mod sqlite;
 
@@ -124,6 +125,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// How many registrations of each sort a key has; the cost does not grow with them.
     fn count_registrations(&self, key: KeyId) -> Pending<Vec<RegistrationCount>>;
+
+    /// Takes back the space that is kept for changes that take something away, as far as
+    /// there is space again. Not waited for.
+    fn refill_reserve(&self);
 
     /// Takes no more, finishes what waits, closes. Blocks; once is enough.
     fn close(&self);
@@ -320,6 +325,8 @@ pub struct Change {
     pub forget_events: Option<RunTime>,
     /// The campaign of a key.
     pub campaign: Option<CampaignWrite>,
+    /// Takes something away, so the space that is kept for that may be used.
+    pub from_reserve: bool,
 }
 
 /// How an instance is written.

@@ -17,6 +17,7 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::reserve::Reserve;
 use super::rows::RowError;
 use super::{
     Change, KeyWrite, Pending, RegistrationCount, RegistrationQuery, Request, Snapshot, Store,
@@ -38,6 +39,7 @@ enum Work {
     Load(Sender<Result<Snapshot, StoreError>>),
     Commit(Box<Change>, oneshot::Sender<Result<(), StoreError>>),
     Read(Read),
+    Refill,
     #[cfg(test)]
     Run(Box<dyn FnOnce(&Connection) + Send>),
 }
@@ -58,10 +60,11 @@ impl Sqlite {
             Connection::open(path).map_err(|error| unavailable("it cannot be opened", error))?;
         set_up(&connection).map_err(|error| opening(path, error))?;
         migrate(&mut connection, path)?;
+        let reserve = Reserve::open(&path.with_file_name("reserve"));
         let (work, waiting) = crossbeam_channel::bounded(queue);
         let thread = std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || run(connection, &waiting))
+            .spawn(move || run(connection, &reserve, &waiting))
             .map_err(|source| unavailable("its thread cannot be made", source))?;
         Ok(Self { work: Mutex::new(Some(work)), thread: Mutex::new(Some(thread)) })
     }
@@ -186,6 +189,11 @@ impl Store for Sqlite {
         self.read(move |connection| registrations::count(connection, key))
     }
 
+    fn refill_reserve(&self) {
+        // If the queue is full there is a next time.
+        drop(self.send(Work::Refill));
+    }
+
     fn close(&self) {
         // Without a sender the thread ends when it has done what waits.
         drop(self.work.lock().take());
@@ -196,7 +204,7 @@ impl Store for Sqlite {
     }
 }
 
-fn run(mut connection: Connection, waiting: &Receiver<Work>) {
+fn run(mut connection: Connection, reserve: &Reserve, waiting: &Receiver<Work>) {
     while let Ok(first) = waiting.recv() {
         let mut changes = Vec::new();
         for work in std::iter::once(first).chain(waiting.try_iter().take(MOST_TOGETHER - 1)) {
@@ -204,11 +212,11 @@ fn run(mut connection: Connection, waiting: &Receiver<Work>) {
                 changes.push((change, reply));
             } else {
                 // In order: what was sent before it is done before it.
-                commit_all(&mut connection, std::mem::take(&mut changes));
-                answer(&mut connection, work);
+                commit_all(&mut connection, reserve, std::mem::take(&mut changes));
+                answer(&mut connection, reserve, work);
             }
         }
-        commit_all(&mut connection, changes);
+        commit_all(&mut connection, reserve, changes);
     }
     // Brings the WAL into the file; if that fails the next start does it.
     if let Err((_, error)) = connection.close() {
@@ -216,11 +224,12 @@ fn run(mut connection: Connection, waiting: &Receiver<Work>) {
     }
 }
 
-fn answer(connection: &mut Connection, work: Work) {
+fn answer(connection: &mut Connection, reserve: &Reserve, work: Work) {
     match work {
         Work::Load(reply) => drop(reply.send(load(connection).map_err(reading))),
         Work::Read(read) => read(Ok(connection)),
-        Work::Commit(change, reply) => commit_all(connection, vec![(change, reply)]),
+        Work::Commit(change, reply) => commit_all(connection, reserve, vec![(change, reply)]),
+        Work::Refill => reserve.refill(),
         #[cfg(test)]
         Work::Run(run) => run(connection),
     }
@@ -228,18 +237,56 @@ fn answer(connection: &mut Connection, work: Work) {
 
 type Waiting = (Box<Change>, oneshot::Sender<Result<(), StoreError>>);
 
-/// Carries out all of `changes` in one transaction, and answers.
-fn commit_all(connection: &mut Connection, changes: Vec<Waiting>) {
-    if changes.is_empty() {
-        return;
+/// Carries out all of `changes` in one transaction, and answers. If the disk is full, those
+/// for which there is a reserve are tried again with it, and the others are not.
+fn commit_all(connection: &mut Connection, reserve: &Reserve, changes: Vec<Waiting>) {
+    let (mut waiting, mut used) = (changes, false);
+    let mut done = Vec::with_capacity(waiting.len());
+    loop {
+        let (answers, full) = commit_together(connection, &waiting);
+        let again = full && waiting.iter().any(|(change, _)| change.from_reserve);
+        let again = again && reserve.release();
+        used |= again;
+        let mut left = Vec::new();
+        for ((change, reply), answer) in waiting.into_iter().zip(answers) {
+            // One that was refused for another reason stays so.
+            if again && change.from_reserve && answer.as_ref().is_err_and(is_unavailable) {
+                left.push((change, reply));
+            } else {
+                done.push((reply, answer));
+            }
+        }
+        waiting = left;
+        if waiting.is_empty() {
+            break;
+        }
     }
-    let (changes, replies): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
+    if used {
+        tracing::warn!("the disk is full; the reserve was used for a change that takes away");
+        // What is left of the slice is for the next such change, and for nothing that
+        // somebody does who is answered now.
+        reserve.refill();
+    }
+    for (reply, answer) in done {
+        // A caller who no longer waits is no matter: it is done.
+        drop(reply.send(answer));
+    }
+}
+
+/// One try; the answers, and whether the disk was full.
+fn commit_together(
+    connection: &mut Connection,
+    changes: &[Waiting],
+) -> (Vec<Result<(), StoreError>>, bool) {
+    if changes.is_empty() {
+        return (Vec::new(), false);
+    }
     let mut results = Vec::with_capacity(changes.len());
     let committed = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(RowError::from)
         .and_then(|mut transaction| {
-            for change in &changes {
+            for (change, _) in changes {
                 let applied = apply_alone(&mut transaction, change);
                 match applied {
                     // SQLite has taken back everything, as it does when the disk is full.
@@ -249,18 +296,29 @@ fn commit_all(connection: &mut Connection, changes: Vec<Waiting>) {
             }
             Ok(transaction.commit()?)
         });
-    let answers: Vec<_> = match committed {
-        Ok(()) => results.into_iter().map(|applied| applied.map_err(writing)).collect(),
+    match committed {
+        Ok(()) => {
+            let full = results.iter().any(|applied| applied.as_ref().is_err_and(is_disk_full));
+            (results.into_iter().map(|applied| applied.map_err(writing)).collect(), full)
+        }
         Err(error) => {
+            let full = is_disk_full(&error);
             let lost = writing(error).to_string();
             let answer = |_: &_| Err(unavailable("it cannot be written", lost.clone()));
-            changes.iter().map(answer).collect()
+            (changes.iter().map(answer).collect(), full)
         }
-    };
-    for (reply, answer) in replies.into_iter().zip(answers) {
-        // A caller who no longer waits is no matter: it is done.
-        drop(reply.send(answer));
     }
+}
+
+fn is_disk_full(error: &RowError) -> bool {
+    match error {
+        RowError::Sqlite(error) => error.sqlite_error_code() == Some(ErrorCode::DiskFull),
+        RowError::Store(_) => false,
+    }
+}
+
+fn is_unavailable(error: &StoreError) -> bool {
+    matches!(error, StoreError::Unavailable { .. })
 }
 
 /// In a savepoint, which takes back what it did if it fails.
@@ -293,6 +351,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
         overdue,
         forget_events,
         campaign,
+        from_reserve: _,
     } = change;
     match key {
         Some(KeyWrite::Insert(key)) => keys::insert_key(transaction, key)?,

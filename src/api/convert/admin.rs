@@ -4,7 +4,7 @@ use super::super::pb;
 use super::{count, page_size_of, pb_timestamp};
 use crate::audit::Record;
 use crate::domain::{Event, InstanceId, KeyName, Malformed, Outcome, Severity};
-use crate::error::Reason;
+use crate::error::http_code;
 use crate::service::{AuditQuery, HsmReport, RecordsWanted, ServerReport};
 
 /// Which audit records to list.
@@ -64,7 +64,7 @@ pub(in crate::api) fn audit_event(record: Record) -> pb::AuditEvent {
         request_id,
         details,
     } = event;
-    let code = event_code(&outcome, &details);
+    let code = http_code(&outcome, &details);
     let severity = match Severity::of(&action, code) {
         Severity::Normal => pb::audit_event::Severity::Normal,
         Severity::Warning => pb::audit_event::Severity::Warning,
@@ -91,18 +91,6 @@ pub(in crate::api) fn audit_event(record: Record) -> pb::AuditEvent {
         details: details.into_iter().collect(),
         severity: severity.into(),
         reason_code: code.into(),
-    }
-}
-
-/// HTTP code of an outcome. A record can name its own, such as 408.
-fn event_code(outcome: &Outcome, details: &[(String, String)]) -> u16 {
-    let own = details.iter().find(|(name, _)| name == "reason_code");
-    if let Some(code) = own.and_then(|(_, code)| code.parse().ok()) {
-        return code;
-    }
-    match outcome {
-        Outcome::Success => 200,
-        Outcome::Refused(name) => Reason::named(name).map_or(500, Reason::http),
     }
 }
 
