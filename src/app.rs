@@ -139,9 +139,15 @@ impl App {
         // An HSM that takes its time may be ready later.
         let _ = tokio::time::timeout(HSM_PATIENCE, known).await;
 
-        let listen = |source| AppError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let (listener, address) = listen(config.listen).await?;
+        let control = match config.control {
+            None => None,
+            Some(address) => {
+                let (listener, address) = listen(address).await?;
+                tracing::info!(%address, "listening for control");
+                Some(listener)
+            }
+        };
         let local = match config.local {
             None => None,
             Some(local) => {
@@ -151,7 +157,7 @@ impl App {
         };
         let serving = api::serve(
             Arc::clone(&service),
-            Listeners { tls: listener, local },
+            Listeners { tls: listener, control, local },
             &config.identity,
             hsm.watch(),
             config.limits,
@@ -200,6 +206,13 @@ pub fn system_clocks() -> ClockSource {
     // Not known: then no two runs count as of one boot.
     let boot = fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
     ClockSource { boot, read: Arc::new(read) }
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
+    let failed = |source| AppError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
 }
 
 /// What is tried again from time to time: events for the audit log that wait in
