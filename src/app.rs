@@ -154,9 +154,15 @@ impl App {
         }
         tokio::spawn(Arc::clone(&service).keep_checkpoints());
 
-        let listen = |source| AppError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let (listener, address) = listen(config.listen).await?;
+        let control = match config.control {
+            None => None,
+            Some(address) => {
+                let (listener, address) = listen(address).await?;
+                tracing::info!(%address, "listening for control");
+                Some(listener)
+            }
+        };
         let local = match config.local {
             None => None,
             Some(local) => {
@@ -166,7 +172,7 @@ impl App {
         };
         let serving = api::serve(
             Arc::clone(&service),
-            Listeners { tls: listener, local },
+            Listeners { tls: listener, control, local },
             &config.identity,
             hsm.watch(),
             config.limits,
@@ -233,6 +239,13 @@ async fn prepare_signer(service: &Service, hsm: &Hsm) -> Result<(), SignerProble
         }
         Ok(()) => Ok(()),
     }
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
+    let failed = |source| AppError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
 }
 
 /// What is tried again from time to time: events for the audit log that wait in

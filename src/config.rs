@@ -31,6 +31,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where to listen.
     pub listen: SocketAddr,
+    /// Where to listen for all but DEKs, if there is such a place.
+    pub control: Option<SocketAddr>,
     /// The Unix socket, if there is one.
     pub local: Option<Local>,
     /// Bounds of the listener.
@@ -162,6 +164,7 @@ enum ProfileName {
 #[serde(deny_unknown_fields)]
 struct Listen {
     address: SocketAddr,
+    control: Option<SocketAddr>,
     unix: Option<PathBuf>,
     #[serde(default = "default_connections")]
     connections: usize,
@@ -369,6 +372,7 @@ impl File {
         };
         Ok(Config {
             local: local(listen.unix.as_ref().map(|unix| folder.join(unix)), local_principals)?,
+            control: listen.control,
             listen: listen.address,
             limits: limits.check(&listen, (hsm.queue, audit.queue, store.queue))?,
             identity: Identity {

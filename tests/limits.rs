@@ -311,3 +311,24 @@ async fn streams_beyond_the_limit_wait_for_one_that_ends() {
     third.await.unwrap().unwrap();
     tokio::time::timeout(Duration::from_secs(60), client.get(&key)).await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn the_listener_for_control_disables_keys_and_knows_no_deks() {
+    let mut daemon = Daemon::start_edited(|config| {
+        config.replace("[tls]", "control = \"127.0.0.1:0\"\nconnections = 1\n\n[tls]")
+    });
+    // The one connection that the other listener takes.
+    let mut client = daemon.client("admin").await;
+    let (key, wrapped) = wrapped(&mut client).await;
+    let logged = daemon.logged();
+    let line = logged.lines().rfind(|line| line.contains("listening for control")).unwrap();
+    daemon.address = line.split("address=").nth(1).unwrap().trim().into();
+    let mut control = daemon.client("admin").await;
+    let refused = control.unwrap(&key, &wrapped, &[]).await.unwrap_err();
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::Unimplemented, "UNIMPLEMENTED"));
+    client.unwrap(&key, &wrapped, &[]).await.unwrap();
+    control.disable(&key).await.unwrap();
+    assert_eq!(client.unwrap(&key, &wrapped, &[]).await.unwrap_err().reason, "KEY_SUSPENDED");
+    drop((client, control));
+    daemon.stop().await;
+}

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
 use super::connection::{ByPrincipal, Connection, Peer, Share, Socket};
@@ -36,20 +38,22 @@ use super::refusals::Refusals;
 use super::tls::reason_of;
 use super::trust::Trust;
 use super::{Identity, Limits, TlsError, pb};
-use crate::hsm::Health;
+use crate::hsm;
 use crate::service::Service;
 
 /// A listener that serves.
 pub struct Serving {
     /// What `serve` is told to stop by; it stops as this is dropped, too.
     stop: watch::Sender<bool>,
-    task: tokio::task::JoinHandle<()>,
+    tasks: JoinSet<()>,
 }
 
 /// Where it is listened on already.
 pub struct Listeners {
     /// gRPC over mutual TLS.
     pub tls: TcpListener,
+    /// The same without the service of DEKs, if there is one.
+    pub control: Option<TcpListener>,
     /// The Unix socket, if there is one, and who may be there.
     pub local: Option<(UnixListener, Local)>,
 }
@@ -62,20 +66,13 @@ pub fn serve(
     service: Arc<Service>,
     listeners: Listeners,
     identity: &Identity,
-    hsm: watch::Receiver<Health>,
+    hsm: watch::Receiver<hsm::Health>,
     limits: Limits,
 ) -> Result<Serving, TlsError> {
     let trust = Trust::read(identity, &service)?;
     let (stop, stopped) = watch::channel(false);
-    let (connections, incoming) = mpsc::channel(limits.connections.min(128));
     let (health, health_service) = tonic_health::server::health_reporter();
-    let hall = Hall {
-        places: Arc::new(Semaphore::new(limits.connections)),
-        by_principal: ByPrincipal::default(),
-        limits,
-        connections,
-        stopped: stopped.clone(),
-    };
+    let (hall, incoming) = Hall::new(limits, stopped.clone());
     if let Some((listener, local)) = listeners.local {
         tokio::spawn(local::accept(listener, local, hall.clone()));
     }
@@ -85,66 +82,108 @@ pub fn serve(
 
     let guard = Arc::new(Guard::new(&limits));
     tokio::spawn(forget_old(Arc::downgrade(&guard)));
-    let refusals = Refusals(Arc::clone(&service), Arc::clone(&guard), trust);
+    let refusals = Refusals(Arc::clone(&service), Arc::clone(&guard), Arc::clone(&trust));
     let edge = Edge::new((service, guard), stopped.clone());
-    let router = Server::builder()
-        .layer(refusals)
-        .max_concurrent_streams(limits.streams)
-        .max_connection_age(limits.connection_age)
-        .http2_max_header_list_size(limits.header_bytes)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(
-            CryptoServiceServer::new(edge.clone())
-                .max_decoding_message_size(limits.dek_message_bytes),
-        )
-        .add_service(
-            KeyServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
-        )
-        .add_service(
-            KeyRingServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
-        )
-        .add_service(
-            EventServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
-        )
-        .add_service(
-            ImportServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
-        )
-        .add_service(
-            PolicyServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
-        )
-        .add_service(
-            RegistrationServiceServer::new(edge.clone())
-                .max_decoding_message_size(limits.message_bytes),
-        )
-        .add_service(
-            ResourceServiceServer::new(edge.clone())
-                .max_decoding_message_size(limits.message_bytes),
-        )
-        .add_service(
-            AccessServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
-        )
-        .add_service(
-            InstanceServiceServer::new(edge.clone())
-                .max_decoding_message_size(limits.message_bytes),
-        )
-        .add_service(
-            AuditServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
-        )
-        .add_service(AdminServiceServer::new(edge).max_decoding_message_size(limits.message_bytes))
-        .add_service(health_service)
-        .add_optional_service(reflection().build_v1().ok())
-        .add_optional_service(reflection().build_v1alpha().ok());
-    let task = tokio::spawn(async move {
-        let mut stopped = stopped;
+    let served = Served { edge, refusals, limits, stopped: stopped.clone() };
+    let mut tasks = JoinSet::new();
+    if let Some(listener) = listeners.control {
+        // With places of its own: those of the other may all be taken.
+        let (hall, incoming) = Hall::new(limits, stopped);
+        tokio::spawn(accept(listener, trust, hall));
+        tasks.spawn(served.clone().run(Services::Control, health_service.clone(), incoming));
+    }
+    tasks.spawn(served.run(Services::All, health_service, incoming));
+    Ok(Serving { stop, tasks })
+}
+
+/// Which services a listener has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Services {
+    All,
+    /// All but that of DEKs.
+    Control,
+}
+
+/// What the listeners serve.
+#[derive(Clone)]
+struct Served {
+    edge: Edge,
+    refusals: Refusals,
+    limits: Limits,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Served {
+    /// Serves what comes in until told to stop, and those calls that were begun.
+    async fn run(
+        self,
+        services: Services,
+        health: HealthServer<impl Health>,
+        incoming: mpsc::Receiver<Result<Connection, io::Error>>,
+    ) {
+        let Self { edge, refusals, limits, mut stopped } = self;
+        let crypto = CryptoServiceServer::new(edge.clone())
+            .max_decoding_message_size(limits.dek_message_bytes);
+        let router = Server::builder()
+            .layer(refusals)
+            .max_concurrent_streams(limits.streams)
+            .max_connection_age(limits.connection_age)
+            .http2_max_header_list_size(limits.header_bytes)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .add_optional_service((services == Services::All).then_some(crypto))
+            .add_service(
+                KeyServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
+            )
+            .add_service(
+                KeyRingServiceServer::new(edge.clone())
+                    .max_decoding_message_size(limits.message_bytes),
+            )
+            .add_service(
+                EventServiceServer::new(edge.clone())
+                    .max_decoding_message_size(limits.message_bytes),
+            )
+            .add_service(
+                ImportServiceServer::new(edge.clone())
+                    .max_decoding_message_size(limits.message_bytes),
+            )
+            .add_service(
+                PolicyServiceServer::new(edge.clone())
+                    .max_decoding_message_size(limits.message_bytes),
+            )
+            .add_service(
+                RegistrationServiceServer::new(edge.clone())
+                    .max_decoding_message_size(limits.message_bytes),
+            )
+            .add_service(
+                ResourceServiceServer::new(edge.clone())
+                    .max_decoding_message_size(limits.message_bytes),
+            )
+            .add_service(
+                AccessServiceServer::new(edge.clone())
+                    .max_decoding_message_size(limits.message_bytes),
+            )
+            .add_service(
+                InstanceServiceServer::new(edge.clone())
+                    .max_decoding_message_size(limits.message_bytes),
+            )
+            .add_service(
+                AuditServiceServer::new(edge.clone())
+                    .max_decoding_message_size(limits.message_bytes),
+            )
+            .add_service(
+                AdminServiceServer::new(edge).max_decoding_message_size(limits.message_bytes),
+            )
+            .add_service(health)
+            .add_optional_service(reflection().build_v1().ok())
+            .add_optional_service(reflection().build_v1alpha().ok());
         // Err: the one who could stop it is gone, which stops it.
         let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
         let incoming = ReceiverStream::new(incoming);
         if let Err(error) = router.serve_with_incoming_shutdown(incoming, stop).await {
             tracing::error!(%error, "the listener failed");
         }
-    });
-    Ok(Serving { stop, task })
+    }
 }
 
 impl Serving {
@@ -152,7 +191,7 @@ impl Serving {
     /// at most `patience`.
     pub async fn drain(self, patience: Duration) {
         self.stop.send_replace(true);
-        if tokio::time::timeout(patience, self.task).await.is_err() {
+        if tokio::time::timeout(patience, self.tasks.join_all()).await.is_err() {
             tracing::warn!(?patience, "some calls were not done in time; their connections end");
         }
     }
@@ -172,6 +211,18 @@ pub(super) struct Hall {
     pub(super) limits: Limits,
     pub(super) connections: mpsc::Sender<Result<Connection, io::Error>>,
     pub(super) stopped: watch::Receiver<bool>,
+}
+
+impl Hall {
+    fn new(
+        limits: Limits,
+        stopped: watch::Receiver<bool>,
+    ) -> (Self, mpsc::Receiver<Result<Connection, io::Error>>) {
+        let (connections, incoming) = mpsc::channel(limits.connections.min(128));
+        let places = Arc::new(Semaphore::new(limits.connections));
+        let by_principal = ByPrincipal::default();
+        (Self { places, by_principal, limits, connections, stopped }, incoming)
+    }
 }
 
 /// Accepts until told to stop; a slow handshake holds up nobody else.
@@ -238,9 +289,9 @@ async fn greet(
 }
 
 /// NOT_SERVING while the HSM cannot be used.
-async fn tell_health(reporter: HealthReporter, mut hsm: watch::Receiver<Health>) {
+async fn tell_health(reporter: HealthReporter, mut hsm: watch::Receiver<hsm::Health>) {
     loop {
-        let ready = matches!(&*hsm.borrow_and_update(), Health::Ready { .. });
+        let ready = matches!(&*hsm.borrow_and_update(), hsm::Health::Ready { .. });
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in ["", "rootkeyd.v1.CryptoService", "rootkeyd.v1.KeyService"] {
             reporter.set_service_status(service, status).await;
