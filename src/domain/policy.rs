@@ -108,6 +108,19 @@ impl Policies {
         new
     }
 
+    /// What holds now of that which `change` would set.
+    #[must_use]
+    pub fn now_of(&self, change: &PolicyChange) -> PolicyChange {
+        match change {
+            PolicyChange::DualAuthDelete(_) => PolicyChange::DualAuthDelete(self.dual_auth_delete),
+            PolicyChange::Rotation(_) => PolicyChange::Rotation(self.rotation),
+            PolicyChange::CreateImport(_) => PolicyChange::CreateImport(self.create_import),
+            PolicyChange::AllowedIp(_) => PolicyChange::AllowedIp(self.allowed_ip.clone()),
+            PolicyChange::AllowedNetwork(_) => PolicyChange::AllowedNetwork(self.allowed_network),
+            PolicyChange::Metrics(_) => PolicyChange::Metrics(self.metrics),
+        }
+    }
+
     /// Whether keys can be made so.
     pub fn allow_making(&self, making: Making) -> bool {
         self.create_import.is_none_or(|access| match making {

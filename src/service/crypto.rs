@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::registry::Slot;
-use super::{Asked, Caller, Method, Service, refused};
+use super::{Asked, Caller, Method, Service, details, refused};
 use crate::domain::{Aad, Event, Key, KeyAction, KeyName, Malformed, Outcome, VersionId};
 use crate::envelope::{self, DEK_BYTES, Unverified, Wrapped};
 use crate::error::Error;
@@ -238,6 +238,10 @@ impl Service {
                 let key = &answer.key;
                 let mut event = self.event(caller, method.action, (&key.name(), Outcome::Success));
                 event.key_version = key.version_name(answer.version);
+                // Of a key that never expires it costs nothing.
+                if key.history.expires.is_some() {
+                    event.details = details::of_expiration(key, event.time);
+                }
                 if let Some((to, _)) =
                     answer.wrapped.as_ref().filter(|(to, _)| *to != answer.version)
                 {

@@ -14,7 +14,7 @@ use futures_util::stream;
 use tokio::sync::watch;
 
 use super::registrations::service_of;
-use super::{Answer, Asked, Call, Caller, Method, Service, daemon_event, within};
+use super::{Answer, Asked, Call, Caller, Method, Service, daemon_event, details, within};
 use crate::domain::key_event::{ACKNOWLEDGE_WITHIN, EVENTS_KEPT};
 use crate::domain::{InstanceId, Key, KeyEvent, KeyName, Malformed, Moment, Outcome, RunTime};
 use crate::error::{Error, Reason};
@@ -108,6 +108,7 @@ impl Service {
             let mut record =
                 service.event(&call.caller, call.method.action, (&key.name(), Outcome::Success));
             record.details = acknowledged_details(&key, &event, &service_name);
+            record.details.push(details::date("event_ack_time_stamp", record.time));
             if !failure.is_empty() {
                 record.details.push(("reason_code".into(), "409".into()));
                 record.details.push(("reason_for_failure".into(), failure.clone()));
@@ -227,7 +228,7 @@ impl Watcher {
 
 fn acknowledged_details(key: &Key, event: &KeyEvent, service: &str) -> Vec<(String, String)> {
     let version = |id| key.version_name(id);
-    let mut details = vec![
+    let mut found = vec![
         ("service".into(), service.to_owned()),
         ("event_id".into(), event.id.to_string()),
         ("event_type".into(), event.event.kind.name().into()),
@@ -235,9 +236,16 @@ fn acknowledged_details(key: &Key, event: &KeyEvent, service: &str) -> Vec<(Stri
         ("new_key_version".into(), version(event.event.version)),
     ];
     if let Some(previous) = event.event.previous {
-        details.push(("old_key_version".into(), version(previous)));
+        found.push(("old_key_version".into(), version(previous)));
     }
-    details
+    let dated = [("new", Some(event.event.version)), ("old", event.event.previous)];
+    for (which, id) in dated {
+        if let Some(version) = id.and_then(|id| key.version(id)) {
+            let name = format!("{which}_key_version_creation_date");
+            found.push(details::date(&name, version.created));
+        }
+    }
+    found
 }
 
 /// A span ago; `None` if the daemon has not run so long.

@@ -217,6 +217,7 @@ impl Service {
                 service.event(&call.caller, call.method.action, (&subject, Outcome::Success));
             event.details = vec![
                 ("policy".into(), change.name().into()),
+                ("old_value".into(), format!("{:?}", before.policies.now_of(&change))),
                 ("new_value".into(), format!("{change:?}")),
             ];
             let policies =

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use super::registry::Slot;
-use super::{Answer, Asked, Call, Service, interrupted, state_detail, within};
+use super::{Answer, Asked, Call, Service, details, interrupted, state_detail, within};
 use crate::domain::{
     Alias, Event, Force, Key, KeyAction, KeyDetails, KeyName, KeyRingId, KeyRingName, Malformed,
     Moment, NewKeyEvent, Outcome, Registered, RotationPeriod,
@@ -206,7 +206,10 @@ impl Service {
     pub fn key(&self, _call: &Call, name: &KeyName) -> Result<Answer<Arc<Key>>, Error> {
         let key = self.registry.find(name)?.key();
         let name = key.name();
-        Ok(Answer::about(key, name))
+        let now = self.now();
+        let mut more = details::of_key(&key, now.time);
+        more.push(state_detail(key.state(now)));
+        Ok(Answer::about(key, name).with(more))
     }
 
     /// Resources that are registered against a key.
@@ -246,7 +249,8 @@ impl Service {
         let old = slot.key();
         check_etag(&old, etag)?;
         let new = Arc::new(decide(&old, self.now()).map_err(|error| error.about(old.name()))?);
-        let event = self.change_event(call, &new);
+        let mut event = self.change_event(call, &new);
+        event.details.extend(details::of_change(&old, &new));
         let from_reserve = FROM_RESERVE.contains(&call.method.name);
         let change = Change { events: vec![event.clone()], from_reserve, ..Change::default() };
         self.put(slot, &new, effect, change).await?;
@@ -304,7 +308,9 @@ impl Service {
         let about = (key.name(), Outcome::Success);
         let mut event = self.event(&call.caller, call.method.action, (&about.0, about.1));
         event.key_version = key.version_name(key.primary().id);
-        event.details.push(state_detail(key.state(self.now())));
+        let now = self.now();
+        event.details = details::of_key(key, now.time);
+        event.details.push(state_detail(key.state(now)));
         event.details.push(("generation".into(), key.generation.to_string()));
         event
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::{Answer, Call, Service};
+use super::{Answer, Call, Service, details};
 use crate::audit::{AuditError, Cursor, Query, Record};
 use crate::domain::{
     InstanceId, Key, KeyId, KeyName, KeyRingId, KeyState, Malformed, Place, Timestamp, Version,
@@ -100,7 +100,8 @@ impl Service {
         let more =
             place.filter(|place| !self.registry.after(&query.instance, Some(*place), 1).is_empty());
         let listed = Listed { items, next_page_token: more.map_or_else(String::new, place_token) };
-        Ok(Answer::about(listed, format!("instances/{}", query.instance)))
+        let more = details::of_list(&listed.items);
+        Ok(Answer::about(listed, format!("instances/{}", query.instance)).with(more))
     }
 
     /// Versions of a key, newest first, with whether each is primary.
@@ -127,7 +128,8 @@ impl Service {
         let left = left - items.len();
         let next_page_token = if left == 0 { String::new() } else { left.to_string() };
         let about = key.name();
-        Ok(Answer::about((key, Listed { items, next_page_token }), about))
+        let more = details::of_list(&items);
+        Ok(Answer::about((key, Listed { items, next_page_token }), about).with(more))
     }
 
     /// Audit records of an instance, newest first.

@@ -11,6 +11,7 @@ mod audit_streams;
 mod budget;
 mod campaigns;
 mod crypto;
+mod details;
 mod entry;
 mod events;
 mod explain;
@@ -135,17 +136,24 @@ pub struct Answer<T> {
     /// Name of what it concerned, for the record; `None` if the record was
     /// written together with a change.
     about: Option<String>,
+    /// More for that record.
+    details: details::Details,
 }
 
 impl<T> Answer<T> {
     /// An answer that is still to be recorded.
     fn about(value: T, about: impl Into<String>) -> Self {
-        Self { value, about: Some(about.into()) }
+        Self { value, about: Some(about.into()), details: Vec::new() }
     }
 
     /// An answer whose record was written with the change that it tells of.
     fn recorded(value: T) -> Self {
-        Self { value, about: None }
+        Self { value, about: None, details: Vec::new() }
+    }
+
+    /// The same, with more for the record.
+    fn with(self, details: details::Details) -> Self {
+        Self { details, ..self }
     }
 }
 
@@ -318,7 +326,10 @@ impl Service {
             Ok(Answer { about: Some(about), .. }) => (about.as_str(), Outcome::Success),
             Err(error) => (error.subject.as_deref().unwrap_or(subject), refused(error)),
         };
-        let event = self.event(caller, method.action, outcome);
+        let mut event = self.event(caller, method.action, outcome);
+        if let Ok(Answer { details, .. }) = &result {
+            event.details.clone_from(details);
+        }
         self.count_call(caller, method.action, &event);
         self.append(vec![event], caller.deadline).await?;
         result.map(|answer| answer.value)

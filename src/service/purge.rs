@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::keys::Effect;
 use super::registry::Slot;
-use super::{Answer, Call, Service, daemon_event, within};
+use super::{Answer, Call, Service, daemon_event, details, within};
 use crate::domain::event::DAEMON;
 use crate::domain::{Area, Event, Key, KeyName, Moment, ObjectId, Scope, Timestamp};
 use crate::error::{Error, Reason};
@@ -120,7 +120,7 @@ impl Purger<'_> {
             Self::Time => daemon_event("kms.secrets.purge", now, &key.name()),
         };
         let deleted = key.history.destroyed.map_or(now.time, |at| at.time);
-        event.details.push(("deletion_date_micros".into(), deleted.as_micros().to_string()));
+        event.details.extend(details::of_purge(deleted));
         event.details.push(("versions".into(), key.versions.len().to_string()));
         event
     }
