@@ -32,6 +32,8 @@ bench: ## Measure; leaves target/bench/latest.json
 	@mv target/bench/latest.json.new target/bench/latest.json
 	@.venv/bin/python benches/many_registrations.py --daemon target/release/rootkeyd \
 		--json target/bench/registrations.json
+	@.venv/bin/python benches/noisy_neighbour.py --daemon target/release/rootkeyd \
+		--json target/bench/noisy_neighbour.json
 	@echo "the figures are in target/bench/latest.json"
 
 lint: ## Check format, lints and documentation

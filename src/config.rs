@@ -680,7 +680,7 @@ impl Default for Log {
 
 impl Default for StoreTable {
     fn default() -> Self {
-        Self { queue: 1024 }
+        Self { queue: 4096 }
     }
 }
 
@@ -772,7 +772,7 @@ mod tests {
     fn the_example_is_a_configuration() {
         let config = parse(EXAMPLE).unwrap();
         assert_eq!(config.identity.key, Path::new("/etc/rootkeyd/tls/server.key"));
-        assert_eq!(config.access.bindings.len(), 2);
+        assert_eq!(config.access.bindings.len(), 3);
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl World {
             outcome(admin.rings.create_key_ring(request).await).unwrap();
         }
         let in_ring = async |admin: &mut Client, parent: &str, ring: &str, expires: bool| {
-            let expire_time = prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 };
+            let expire_time = prost_types::Timestamp { seconds: 1_900_000_000, nanos: 0 };
             let key = pb::Key {
                 display_name: "key".into(),
                 key_ring: ring.into(),
@@ -162,7 +162,7 @@ impl World {
         let elsewhere = in_ring(admin, HERE, "default", false).await;
         let foreign = in_ring(admin, THERE, "boot", false).await;
         // Past its expiration date, for the third of them.
-        daemon.set_clock("2096-12-01T00:00:00Z");
+        daemon.set_clock("2030-12-01T00:00:00Z");
         admin.disable(&own[1]).await.unwrap();
         admin.delete(&own[3]).await.unwrap();
         Self { own: own.try_into().unwrap(), sibling, elsewhere, foreign }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::keys::takes_away;
 use super::{Answer, Asked, Call, Configured, Listed, Service, daemon_event, within};
 use crate::domain::{
     Area, Binding, BindingCollection, BindingId, BindingName, BindingSubject, Bindings, Event,
@@ -52,7 +53,6 @@ impl Service {
                 service.registry.find(&slot.key().name().parse()?)?;
             }
             service.check_new(&gift)?;
-            service.must_be_recordable()?;
             let Gift { subject, role, scope } = gift;
             let (id, created) = (BindingId::from(Uuid::new_v4()), service.now().time);
             let created_by = call.principal.as_str().into();
@@ -91,8 +91,7 @@ impl Service {
             let change = Change {
                 binding: Some(BindingWrite::Remove(binding.id)),
                 events: vec![event.clone()],
-                // It takes away: a full disk does not stop it.
-                from_reserve: true,
+                from_reserve: takes_away(&call),
                 ..Change::default()
             };
             service.rebind(|all| all.retain(|it| it.id != binding.id));

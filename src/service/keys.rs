@@ -251,7 +251,7 @@ impl Service {
         let new = Arc::new(decide(&old, self.now()).map_err(|error| error.about(old.name()))?);
         let mut event = self.change_event(call, &new);
         event.details.extend(details::of_change(&old, &new));
-        let from_reserve = FROM_RESERVE.contains(&call.method.name);
+        let from_reserve = takes_away(call);
         let change = Change { events: vec![event.clone()], from_reserve, ..Change::default() };
         self.put(slot, &new, effect, change).await?;
         self.publish(vec![event]).await;
@@ -292,12 +292,16 @@ impl Service {
         }
     }
 
-    /// Runs a change in a task of its own; the caller waits until the deadline.
+    /// Runs a change in a task of its own; the caller waits until the deadline. While the
+    /// audit log cannot be written only what takes away is begun.
     pub(super) async fn change<T: Send + 'static>(
         &self,
         call: Call,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
+        if !takes_away(&call) {
+            self.must_be_recordable()?;
+        }
         let task = self.changes.spawn(work);
         let joined = within(call.caller.deadline, task).await?;
         joined.unwrap_or_else(|error| Err(interrupted().caused_by(error)))
@@ -348,9 +352,18 @@ pub(super) fn check_etag(key: &Key, etag: &str) -> Result<(), Error> {
     Err(Error::from(StoreError::Conflict).about(key.name()))
 }
 
-/// What may be committed from the reserve when the disk is full: calls that take away what
-/// others may do with a key.
-const FROM_RESERVE: [&str; 2] = ["KeyService/DisableKey", "KeyService/DeleteKey"];
+/// Whether a call takes away what others may do with a key: such a one is done on a full
+/// disk too, from the store's reserve.
+pub(super) fn takes_away(call: &Call) -> bool {
+    TAKES_AWAY.contains(&call.method.name)
+}
+
+const TAKES_AWAY: [&str; 4] = [
+    "KeyService/DisableKey",
+    "KeyService/DeleteKey",
+    "AccessService/DeleteBinding",
+    "AccessService/DeleteServiceAuthorization",
+];
 
 /// An imported key is rotated by its owner's new material alone.
 pub(super) const NO_POLICY_FOR_IMPORTED: Malformed =

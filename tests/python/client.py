@@ -82,7 +82,7 @@ def generate(out):
     return crypto_pb2, crypto_pb2_grpc, keys_pb2, keys_pb2_grpc
 
 
-def channel(directory, name):
+def channel(directory, name, secure=grpc.secure_channel):
     """A channel as `admin`, `block-storage`, …; without a certificate for None."""
     config = tomllib.loads((directory / "client.toml").read_text())
     read = lambda file: (directory / "tls" / file).read_bytes()
@@ -91,7 +91,7 @@ def channel(directory, name):
         read(f"{name}.key") if name else None,
         read(f"{name}.pem") if name else None,
     )
-    return grpc.secure_channel(config["endpoint"].removeprefix("https://"), credentials)
+    return secure(config["endpoint"].removeprefix("https://"), credentials)
 
 
 def set_clock(path, text):
