@@ -80,10 +80,14 @@ impl Service {
     /// # Errors
     /// [`SignerProblem`].
     pub async fn prepare_signer(&self) -> Result<(), SignerProblem> {
-        let mut prepared = self.signing.lock().await;
-        if !*prepared {
+        let mut found = self.signing.lock().await;
+        self.find_signer_once(&mut found).await
+    }
+
+    async fn find_signer_once(&self, found: &mut bool) -> Result<(), SignerProblem> {
+        if !*found {
             self.find_signer().await?;
-            *prepared = true;
+            *found = true;
         }
         Ok(())
     }
@@ -155,11 +159,8 @@ impl Service {
 
     /// A checkpoint that covers every record that is durable now: the newest, or a new one.
     pub(super) async fn checkpoint(&self, deadline: Instant) -> Result<Signed, Error> {
-        let mut prepared = within(deadline, self.signing.lock()).await?;
-        if !*prepared {
-            self.find_signer().await?;
-            *prepared = true;
-        }
+        let mut found = within(deadline, self.signing.lock()).await?;
+        self.find_signer_once(&mut found).await?;
         let snapshot = self.audit.snapshot();
         if let Some(newest) = self.audit.newest_checkpoint()
             && newest.checkpoint.size == snapshot.size()

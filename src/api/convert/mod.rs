@@ -42,16 +42,8 @@ pub(super) use resources::{
     action_wanted, checked, impact, impact_wanted, resource_status, statuses_wanted,
 };
 
-use crate::domain::{InstanceId, Malformed, Timestamp};
+use crate::domain::{Malformed, Timestamp};
 use crate::service::RequestId;
-
-/// The instance of that name.
-///
-/// # Errors
-/// [`Malformed`], of the field `parent`.
-pub(super) fn instance_of(parent: &str) -> Result<InstanceId, Malformed> {
-    InstanceId::from_parent(parent)
-}
 
 /// 1 to 5000; 0 stands for 200.
 ///

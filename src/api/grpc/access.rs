@@ -6,7 +6,9 @@ use tonic::{Request, Response, Status};
 
 use super::super::{convert, methods, pb};
 use super::{Edge, enter_within};
-use crate::domain::{Area, BindingCollection, BindingName, Malformed, PrincipalId, Scope};
+use crate::domain::{
+    Area, BindingCollection, BindingName, InstanceId, Malformed, PrincipalId, Scope,
+};
 use crate::error::Error;
 use crate::service::{Asked, Call, Caller, Listed, Method, Service, Tested};
 use convert::Resource;
@@ -27,7 +29,7 @@ impl AccessService for Edge {
                 let pb::CreateBindingRequest { parent, binding } = message;
                 let scope = binding.as_ref().map_or("", |binding| &binding.scope);
                 let call = enter_scope(&service, &caller, method, &parent, scope)?;
-                let instance = convert::instance_of(&parent)?;
+                let instance = InstanceId::from_parent(&parent)?;
                 service.bind(&call, convert::new_binding(&instance, binding)?).await
             },
             |binding| convert::binding(&binding),
@@ -91,7 +93,7 @@ impl AccessService for Edge {
                     message;
                 let scope = new.as_ref().map_or("", |new| &new.scope);
                 let call = enter_scope(&service, &caller, method, &parent, scope)?;
-                let instance = convert::instance_of(&parent)?;
+                let instance = InstanceId::from_parent(&parent)?;
                 service.bind(&call, convert::new_authorization(&instance, new)?).await
             },
             |binding| convert::authorization(&binding),
@@ -174,7 +176,7 @@ fn enter_scope(
     parent: &str,
     scope: &str,
 ) -> Result<Call, Error> {
-    let instance = convert::instance_of(parent);
+    let instance = InstanceId::from_parent(parent);
     let scope = scope.parse::<Scope>().ok();
     match (&instance, scope) {
         (Ok(instance), Some(scope)) if scope.instance == *instance => {

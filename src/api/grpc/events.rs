@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::super::status::status;
 use super::super::{convert, methods, pb};
-use super::{Edge, answer, caller_of, enter_key, enter_within, stream_ends};
+use super::{Edge, answer, caller_of, enter_key, enter_within, of_field, stream_ends};
 use crate::domain::KeyName;
 use crate::domain::campaign::rate;
 use crate::error::Error;
@@ -170,9 +170,4 @@ fn enter_campaign(
     let key = convert::campaign_key(name);
     let call = service.enter(caller, method, key.as_ref().map(Asked::Key).map_err(|bad| *bad))?;
     Ok((call, key?))
-}
-
-/// A name that was malformed is called otherwise in this request.
-fn of_field(error: Error, field: &'static str) -> Error {
-    if error.field.is_some() { error.of_field(field) } else { error }
 }

@@ -90,6 +90,11 @@ fn enter_key(
     Ok((call, name?))
 }
 
+/// A name that was malformed is called otherwise in this request.
+fn of_field(error: Error, field: &'static str) -> Error {
+    if error.field.is_some() { error.of_field(field) } else { error }
+}
+
 /// Enters with the permission on the whole of an instance.
 fn enter_instance(
     service: &Service,

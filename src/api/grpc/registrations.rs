@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::super::{convert, methods, pb};
-use super::{Edge, enter_key};
+use super::{Edge, enter_key, of_field};
 use crate::domain::{InstanceId, KeyName, Malformed, RegistrationName};
 use crate::error::Error;
 use crate::service::{Asked, Call, Caller, Listed, Method, Service};
@@ -25,7 +25,7 @@ impl RegistrationService for Edge {
             |service, caller, message| async move {
                 let pb::CreateRegistrationRequest { parent, registration } = message;
                 let entered = enter_key(&service, &caller, method, &parent);
-                let (call, key) = entered.map_err(of_parent)?;
+                let (call, key) = entered.map_err(|error| of_field(error, "parent"))?;
                 service.register(&call, key, convert::new_registration(registration)?).await
             },
             convert::registration,
@@ -140,8 +140,4 @@ pub(super) fn parent(parent: &str) -> Result<(InstanceId, Option<KeyName>), Malf
 /// What is asked about such a parent.
 pub(super) fn asked_of((instance, key): &(InstanceId, Option<KeyName>)) -> Asked<'_> {
     key.as_ref().map_or(Asked::Within(instance), Asked::Key)
-}
-
-fn of_parent(error: Error) -> Error {
-    if error.field.is_some() { error.of_field("parent") } else { error }
 }
