@@ -1,0 +1,42 @@
+//! How much chaos a test makes, and what it saw: a little in `make test`, and in
+//! `make chaos` (CHAOS=full) as much as the specification asks for. Each test leaves
+//! a row in the directory that CHAOS_REPORT names; `make chaos` prints them all.
+
+use std::fs;
+use std::path::PathBuf;
+
+/// What one test tried and found. `lost`, `stale` and `wrong` must be 0; the test
+/// asserts so itself, this is for the table.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// Faults that were made: kills, errors, cuts, revocations.
+    pub faults: u64,
+    /// Acknowledged operations that were looked at afterwards.
+    pub checked: u64,
+    /// Of these: those whose effect was not there.
+    pub lost: u64,
+    /// Answers that a revocation, already acknowledged, forbade.
+    pub stale: u64,
+    /// Other answers that were not the right ones.
+    pub wrong: u64,
+}
+
+/// `short` in `make test`, `full` in `make chaos`.
+pub fn rounds(short: u64, full: u64) -> u64 {
+    match std::env::var("CHAOS").as_deref() {
+        Err(_) => short,
+        Ok("full") => full,
+        Ok(other) => panic!("CHAOS is {other:?}; it can be full, or not there"),
+    }
+}
+
+/// Prints the row, and leaves it for the table of `make chaos`.
+pub fn report(what: &str, seen: Seen) {
+    let Seen { faults, checked, lost, stale, wrong } = seen;
+    let row = format!("{what}\t{faults}\t{checked}\t{lost}\t{stale}\t{wrong}\n");
+    print!("{row}");
+    let Some(directory) = std::env::var_os("CHAOS_REPORT").map(PathBuf::from) else { return };
+    let file: String =
+        what.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    fs::write(directory.join(file).with_extension("row"), row).unwrap();
+}
