@@ -246,6 +246,18 @@ struct HsmTable {
     #[serde(default = "default_stuck_seconds")]
     stuck_seconds: u64,
     sync_directory: Option<PathBuf>,
+    #[serde(default)]
+    isolation: IsolationName,
+    #[serde(default)]
+    worker_network: bool,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum IsolationName {
+    #[default]
+    Thread,
+    Process,
 }
 
 #[derive(Default, Deserialize)]
@@ -396,6 +408,14 @@ impl File {
                 stuck_after: Duration::from_secs(hsm.stuck_seconds),
                 sync_directory: hsm.sync_directory.map(path),
                 software_unwrap: import.software_unwrap,
+                isolation: match hsm.isolation {
+                    IsolationName::Thread => hsm::Isolation::Threads,
+                    IsolationName::Process => hsm::Isolation::Processes(hsm::Processes {
+                        command: worker_command(&log),
+                        writer_lock: state_dir.join("hsm-writer.lock"),
+                        network: hsm.worker_network,
+                    }),
+                },
             },
             store_queue: store.queue,
             audit: audit::Settings {
@@ -737,6 +757,18 @@ fn default_private_networks() -> Vec<String> {
 
 const fn default_workers() -> usize {
     4
+}
+
+/// This program again, as a worker process. By a name that stays right when the file
+/// is replaced by a newer version.
+fn worker_command(log: &Log) -> hsm::WorkerCommand {
+    let mut arguments = vec!["hsm-worker", "--log-filter", &log.filter];
+    match log.format {
+        LogFormat::Text => {}
+        LogFormat::Json => arguments.push("--log-json"),
+    }
+    let arguments = arguments.into_iter().map(str::to_owned).collect();
+    hsm::WorkerCommand { program: "/proc/self/exe".into(), arguments }
 }
 
 const fn default_hsm_queue() -> usize {

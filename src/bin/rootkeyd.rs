@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use rootkeyd::app::{App, Lock, system_clocks};
 use rootkeyd::clock::{ClockSource, Trust};
-use rootkeyd::config::Config;
-use rootkeyd::{dev, telemetry};
+use rootkeyd::config::{Config, Log, LogFormat};
+use rootkeyd::{dev, hsm, telemetry};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -33,6 +34,17 @@ struct Arguments {
 enum Mode {
     /// Serve for development: on first use make token, CA and configuration.
     Dev(Dev),
+    /// Drive the HSM for the daemon at the other end of standard input.
+    #[command(hide = true)]
+    HsmWorker(HsmWorker),
+}
+
+#[derive(Args)]
+struct HsmWorker {
+    #[arg(long)]
+    log_filter: String,
+    #[arg(long)]
+    log_json: bool,
 }
 
 #[derive(Args)]
@@ -75,8 +87,17 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             serve(config, lock, (system_clocks(), trust), None)
         }
         (None, Some(Mode::Dev(dev))) => serve_dev(dev),
+        (None, Some(Mode::HsmWorker(worker))) => serve_hsm(worker),
         (None, None) => Err("give --config FILE, or dev --dir DIR".into()),
     }
+}
+
+/// A worker process. It has no threads but the module's.
+fn serve_hsm(HsmWorker { log_filter, log_json }: HsmWorker) -> Result<(), Failure> {
+    let format = if log_json { LogFormat::Json } else { LogFormat::Text };
+    telemetry::init(&Log { format, filter: log_filter })?;
+    let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+    Ok(hsm::serve_worker(socket.into())?)
 }
 
 fn serve_dev(Dev { dir, listen, test_clock }: Dev) -> Result<(), Failure> {

@@ -331,7 +331,7 @@ mod tests {
                 for algorithm in ImportAlgorithm::ALL {
                     let sealed = material(&public, algorithm, &[3; 32]);
                     let object = import(&hsm, pair, sealed).await.unwrap();
-                    let token = hsm.0.token.load_full().unwrap();
+                    let token = crate::hsm::tests::token(&hsm);
                     let session = token.session().unwrap();
                     let handle = token.handle(Kind::RootKey, object).unwrap();
                     let asked = object::template(object, Origin::Imported);
@@ -437,9 +437,9 @@ mod tests {
             assert_eq!(import(&hsm, pair, sealed).await, refused);
             let uses = hsm.info().unwrap().mechanisms;
             let oaep = uses.iter().find(|(name, _)| name == "CKM_RSA_PKCS_OAEP").unwrap();
-            assert_eq!(oaep.1, Some("unwrap imported root keys"));
+            assert_eq!(oaep.1.as_deref(), Some("unwrap imported root keys"));
             // Session objects of the trial are gone.
-            let session = hsm.0.token.load_full().unwrap().session().unwrap();
+            let session = crate::hsm::tests::token(&hsm).session().unwrap();
             let left = session.find_objects(&[Attribute::Token(false)]).unwrap();
             assert_eq!(left, []);
             hsm.stop();
@@ -484,7 +484,7 @@ mod tests {
             |settings| settings.software_unwrap = true,
             async |hsm| {
                 // As it was made before the setting was changed.
-                let token = hsm.0.token.load_full().unwrap();
+                let token = crate::hsm::tests::token(&hsm);
                 let session = token.session().unwrap();
                 let pair_id = new_id();
                 pair::generate(&session, pair_id, pair::Decrypts::No).unwrap();
@@ -511,7 +511,7 @@ mod tests {
             let object = import(&hsm, pair, sealed).await.unwrap();
             assert_eq!(hsm.import_pairs().unwrap(), [pair]);
             assert_eq!(hsm.objects().unwrap(), [object]);
-            let session = hsm.0.token.load_full().unwrap().session().unwrap();
+            let session = crate::hsm::tests::token(&hsm).session().unwrap();
             let indexed = object::index(&session, Kind::ImportPair).unwrap();
             assert!(indexed.contains_key(&pair) && indexed.len() == 1);
             assert_eq!(object::find_all(&session, pair).unwrap().len(), 2);

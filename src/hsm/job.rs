@@ -53,6 +53,23 @@ pub(super) struct Import {
 }
 
 impl Work {
+    /// Whether it makes or destroys objects of the token.
+    pub(super) const fn changes_objects(&self) -> bool {
+        match self {
+            Self::Generate(..)
+            | Self::GenerateImportPair(..)
+            | Self::Import(..)
+            | Self::MakeSigner(..)
+            | Self::Destroy(..)
+            | Self::TryUnwrapping => true,
+            Self::Crypt(..)
+            | Self::SignerKey(..)
+            | Self::Sign(..)
+            | Self::RoundTrip(_)
+            | Self::Probe(_) => false,
+        }
+    }
+
     /// How much longer than other work it may take before its worker is taken
     /// for stuck.
     pub(super) const fn allowance(&self) -> Duration {

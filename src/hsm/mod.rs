@@ -6,22 +6,28 @@
 //! every job fails at once, and the supervisor brings the module back by itself.
 //! Root keys are handles here and never bytes.
 
+mod confine;
+mod courier;
 mod ffi;
 mod import;
 mod job;
+mod keeper;
 mod mechanism;
 mod oaep;
 mod object;
 mod pair;
 mod root_key;
 mod rv;
+mod shelf;
 mod signer;
 mod supervisor;
 #[cfg(test)]
 mod tests;
 mod token;
 mod unwrapping;
+mod wire;
 mod worker;
+mod worker_process;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,49 +37,62 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use crossbeam_channel::{Sender, TrySendError};
 use cryptoki::error::RvError;
+use minicbor::{Decode, Encode};
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
 pub use token::{TokenInfo, make_token};
+pub use worker_process::serve_worker;
 
 use crate::domain::{ImportAlgorithm, ObjectId, SealedMaterial};
 use crate::secret::Secret;
 use job::{Import, Job, Reply, Work};
+use object::Kind;
+use shelf::Shelf;
 use supervisor::Control;
 use token::Token;
 
 /// The HSM could not do what was asked.
-#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, Error, PartialEq)]
 pub enum HsmError {
     /// The ciphertext does not verify under that root key and AAD.
     #[error("the ciphertext does not verify")]
+    #[n(0)]
     Unverified,
     /// The queue is full; nothing was done.
     #[error("the queue of the HSM is full")]
+    #[n(1)]
     Overloaded,
     /// The deadline passed before an answer.
     #[error("the HSM did not answer in time")]
+    #[n(2)]
     Deadline,
     /// The token is not there, or does not work.
     #[error("the HSM cannot be used now")]
+    #[n(3)]
     Unavailable,
     /// The token works, and does not show the object.
     #[error("the HSM does not show the object")]
+    #[n(4)]
     Missing,
     /// The key material does not unwrap, or into no AES key; which of the two, and
     /// why, is not told.
     #[error("the sealed key material cannot be unwrapped")]
+    #[n(5)]
     Material,
     /// The nonce was not sealed with the imported key.
     #[error("the sealed nonce does not verify under the imported key")]
+    #[n(6)]
     NonceUnverified,
     /// The nonce was sealed with the imported key, and is another one.
     #[error("the sealed nonce is not the nonce of the import")]
+    #[n(7)]
     Nonce,
     /// The module refused, with this CK_RV.
     #[error("the HSM refused: {0:?}")]
-    Refused(RvError),
+    #[n(8)]
+    Refused(#[cbor(n(0), with = "wire::refusal")] RvError),
 }
 
 /// What the HSM is and how it is driven.
@@ -98,58 +117,107 @@ pub struct Settings {
     /// unwrap it: raw RSA in the token and the rest here, so that the key is in
     /// our memory for a moment.
     pub software_unwrap: bool,
+    /// Where the module runs.
+    pub isolation: Isolation,
+}
+
+/// Where the module runs.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Isolation {
+    /// In this process; a worker is a thread.
+    Threads,
+    /// In processes of its own: if the module crashes, the daemon goes on.
+    Processes(Processes),
+}
+
+/// How worker processes are run.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Processes {
+    /// What starts one.
+    pub command: WorkerCommand,
+    /// Locked by the one that changes objects, in the state directory: no other daemon
+    /// changes any before it is done.
+    pub writer_lock: PathBuf,
+    /// Whether the module may speak to the network.
+    pub network: bool,
+}
+
+/// A program that calls [`serve_worker`] with the socket that is its standard input.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct WorkerCommand {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
 }
 
 /// An operation on a DEK, under one root key object.
-#[derive(Debug)]
+#[derive(Debug, Decode, Encode)]
 pub enum Crypt {
     /// Seals a DEK.
+    #[n(0)]
     Seal {
         /// The root key.
+        #[cbor(n(0), with = "wire::id")]
         object: ObjectId,
         /// What is authenticated with it.
+        #[cbor(n(1), with = "minicbor::bytes")]
         aad: Vec<u8>,
         /// 1 to 7500 bytes.
+        #[cbor(n(2), with = "wire::secret")]
         dek: Secret,
     },
     /// Makes a random DEK and seals it.
+    #[n(1)]
     Generate {
         /// The root key.
+        #[cbor(n(0), with = "wire::id")]
         object: ObjectId,
         /// What is authenticated with it.
+        #[cbor(n(1), with = "minicbor::bytes")]
         aad: Vec<u8>,
         /// Length of the DEK, in bytes.
+        #[n(2)]
         length: usize,
     },
     /// Opens a sealed DEK, and seals it again if asked.
+    #[n(2)]
     Open {
         /// The root key.
+        #[cbor(n(0), with = "wire::id")]
         object: ObjectId,
         /// What was authenticated with it.
+        #[cbor(n(1), with = "minicbor::bytes")]
         aad: Vec<u8>,
         /// IV, ciphertext and tag.
+        #[n(2)]
         sealed: Sealed,
         /// Root key and AAD to seal it under again.
+        #[cbor(n(3), with = "wire::reseal")]
         reseal: Option<(ObjectId, Vec<u8>)>,
     },
 }
 
 /// IV, and ciphertext with tag.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Sealed {
     /// 96 bits, random.
+    #[cbor(n(0), with = "minicbor::bytes")]
     pub iv: [u8; mechanism::IV_BYTES],
     /// Ciphertext and tag of 16 bytes.
+    #[cbor(n(1), with = "minicbor::bytes")]
     pub bytes: Vec<u8>,
 }
 
 /// What became of one [`Crypt`].
-#[derive(Debug)]
+#[derive(Debug, Decode, Encode)]
 pub struct Crypted {
     /// The DEK: opened, generated, or given back.
+    #[cbor(n(0), with = "wire::secret")]
     pub dek: Secret,
     /// The DEK sealed; `None` if it was only opened. An error if it was opened
     /// and could not be sealed again.
+    #[n(1)]
     pub sealed: Option<Result<Sealed, HsmError>>,
 }
 
@@ -175,13 +243,23 @@ pub enum Health {
 pub struct Hsm(Arc<Inner>);
 
 struct Inner {
+    /// Jobs that use objects.
     jobs: Sender<Job>,
+    /// Jobs that make or destroy them; with threads the same queue.
+    writes: Sender<Job>,
     control: Sender<Control>,
     health: watch::Receiver<Health>,
-    /// The token as it is now; `None` while it is away.
-    token: Arc<ArcSwapOption<Token>>,
+    view: View,
     settings: Settings,
     supervisor: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The token as it is now.
+enum View {
+    /// Of worker threads; `None` while it is away.
+    Threads(Arc<ArcSwapOption<Token>>),
+    /// Of worker processes.
+    Processes(Arc<Shelf>),
 }
 
 impl Hsm {
@@ -193,18 +271,39 @@ impl Hsm {
         let (jobs, waiting) = crossbeam_channel::bounded(settings.queue);
         let (control, orders) = crossbeam_channel::bounded(CONTROLS);
         let (tell, health) = watch::channel(Health::Starting);
-        let token = Arc::new(ArcSwapOption::empty());
-        let supervisor = supervisor::Supervisor::new(
-            settings.clone(),
-            (jobs.clone(), waiting),
-            (control.clone(), orders),
-            tell,
-            Arc::clone(&token),
-        );
-        let thread =
-            std::thread::Builder::new().name("hsm".into()).spawn(move || supervisor.run())?;
+        let named = std::thread::Builder::new().name("hsm".into());
+        let (thread, writes, view) = match &settings.isolation {
+            Isolation::Threads => {
+                let token = Arc::new(ArcSwapOption::empty());
+                let supervisor = supervisor::Supervisor::new(
+                    settings.clone(),
+                    (jobs.clone(), waiting),
+                    (control.clone(), orders),
+                    tell,
+                    Arc::clone(&token),
+                );
+                let thread = named.spawn(move || supervisor.run())?;
+                (thread, jobs.clone(), View::Threads(token))
+            }
+            Isolation::Processes(processes) => {
+                let shelf = Arc::new(Shelf::default());
+                let (writes, writing) = crossbeam_channel::bounded(settings.queue);
+                let keeper = keeper::Keeper::new(
+                    (settings.clone(), processes.clone()),
+                    keeper::Queues {
+                        jobs: (jobs.clone(), waiting),
+                        writes: (writes.clone(), writing),
+                    },
+                    orders,
+                    tell,
+                    Arc::clone(&shelf),
+                );
+                let thread = named.spawn(move || keeper.run())?;
+                (thread, writes, View::Processes(shelf))
+            }
+        };
         let supervisor = Mutex::new(Some(thread));
-        Ok(Self(Arc::new(Inner { jobs, control, health, token, settings, supervisor })))
+        Ok(Self(Arc::new(Inner { jobs, writes, control, health, view, settings, supervisor })))
     }
 
     /// Follows the health.
@@ -224,17 +323,23 @@ impl Hsm {
 
     /// What module and token say of themselves; `None` while the token is away.
     pub fn info(&self) -> Option<TokenInfo> {
-        self.0.token.load().as_ref().map(|token| token.info.clone())
+        match &self.0.view {
+            View::Threads(token) => token.load().as_ref().map(|token| token.info.clone()),
+            View::Processes(shelf) => shelf.info(),
+        }
     }
 
     /// Whether the token is there. It may be lost the next moment.
     pub fn is_up(&self) -> bool {
-        self.0.token.load().is_some()
+        match &self.0.view {
+            View::Threads(token) => token.load().is_some(),
+            View::Processes(shelf) => shelf.is_up(),
+        }
     }
 
     /// The root key objects that the token shows; `None` while it is away.
     pub fn objects(&self) -> Option<Vec<ObjectId>> {
-        self.0.token.load().as_ref().map(|token| token.objects())
+        self.shown(Kind::RootKey)
     }
 
     /// Does all of `items` as one job; each succeeds or fails alone, and the
@@ -306,14 +411,19 @@ impl Hsm {
     /// What key material can be imported, the best algorithm first. It was tried
     /// with the token that is there now; empty while it is away or not tried yet.
     pub fn import_algorithms(&self) -> Vec<ImportAlgorithm> {
-        let token = self.0.token.load();
-        let ways = token.as_ref().and_then(|token| token.ways.get());
-        ways.map(|ways| ways.algorithms().collect()).unwrap_or_default()
+        match &self.0.view {
+            View::Threads(token) => {
+                let token = token.load();
+                let ways = token.as_ref().and_then(|token| token.ways.get());
+                ways.map(|ways| ways.algorithms().collect()).unwrap_or_default()
+            }
+            View::Processes(shelf) => shelf.algorithms().unwrap_or_default(),
+        }
     }
 
     /// The import pairs that the token shows; `None` while it is away.
     pub fn import_pairs(&self) -> Option<Vec<ObjectId>> {
-        self.0.token.load().as_ref().map(|token| token.pairs())
+        self.shown(Kind::ImportPair)
     }
 
     /// Makes the signer (EC on P-256) with `object` as its CKA_ID, if the token does not
@@ -357,7 +467,7 @@ impl Hsm {
 
     /// The signers that the token shows; `None` while it is away.
     pub fn signers(&self) -> Option<Vec<ObjectId>> {
-        self.0.token.load().as_ref().map(|token| token.signers())
+        self.shown(Kind::Signer)
     }
 
     /// Opens a version's check value: whether the object is the key that it was.
@@ -388,6 +498,13 @@ impl Hsm {
         }
     }
 
+    fn shown(&self, kind: Kind) -> Option<Vec<ObjectId>> {
+        match &self.0.view {
+            View::Threads(token) => token.load().as_ref().map(|token| token.shown(kind)),
+            View::Processes(shelf) => shelf.objects(kind),
+        }
+    }
+
     async fn run<T>(
         &self,
         deadline: Instant,
@@ -398,7 +515,8 @@ impl Hsm {
         }
         let (reply, answer) = oneshot::channel();
         let job = Job { work: work(reply), deadline };
-        self.0.jobs.try_send(job).map_err(|error| match error {
+        let queue = if job.work.changes_objects() { &self.0.writes } else { &self.0.jobs };
+        queue.try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => HsmError::Overloaded,
             TrySendError::Disconnected(_) => HsmError::Unavailable,
         })?;

@@ -24,7 +24,7 @@ pub(super) const CHECK_AAD: &[u8] = b"check value of a root key";
 pub(super) const CHECK_TEXT: &[u8] = b"rootkeyd root key";
 
 /// What a handle of ours leads to.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(super) enum Kind {
     /// A root key.
     RootKey,
@@ -44,6 +44,9 @@ pub(super) enum Origin {
 }
 
 impl Kind {
+    /// Every kind there is.
+    pub(super) const ALL: [Self; 3] = [Self::RootKey, Self::ImportPair, Self::Signer];
+
     fn class(self) -> Attribute {
         Attribute::Class(match self {
             Self::RootKey => ObjectClass::SECRET_KEY,

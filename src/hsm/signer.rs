@@ -38,7 +38,7 @@ impl Worker {
 
     /// The DER SubjectPublicKeyInfo of the signer.
     pub(super) fn signer_key(&mut self, object: ObjectId) -> std::result::Result<Vec<u8>, Failure> {
-        self.token.handle(Kind::Signer, object).ok_or(Failure::Answer(HsmError::Missing))?;
+        self.locate(Kind::Signer, object)?;
         let public = patiently(|| public_key(&self.session, object));
         let public = public.map_err(|error| self.failed(&error))?;
         public.ok_or(Failure::Answer(HsmError::Missing))
@@ -223,7 +223,7 @@ mod tests {
                 assert_eq!(hsm.objects().unwrap(), [root_key]);
                 assert_eq!(hsm.import_pairs().unwrap(), [pair]);
 
-                let token = hsm.0.token.load_full().unwrap();
+                let token = crate::hsm::tests::token(&hsm);
                 let session = token.session().unwrap();
                 let key = token.handle(Kind::Signer, signer).unwrap();
                 let others = [Mechanism::EcdsaSha256, Mechanism::Sha256RsaPkcs];

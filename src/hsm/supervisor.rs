@@ -111,7 +111,7 @@ impl Supervisor {
             .and_then(|(token, session)| self.start(generation, module.clone(), token, session));
         let up = up.inspect_err(|_problem| finalize(module))?;
         self.token.store(Some(Arc::clone(&up.token)));
-        tracing::info!(generation, objects = up.token.objects().len(), "the HSM is ready");
+        tracing::info!(generation, objects = up.token.shown(Kind::RootKey).len(), "the HSM is ready");
         self.tell.send_replace(Health::Ready { generation });
         self.try_unwrapping(&up);
         Ok(up)
@@ -291,8 +291,11 @@ fn finalize(module: Pkcs11) {
     }
 }
 
+/// When a file was changed, and its length in bytes.
+pub(super) type Stamp = (SystemTime, u64);
+
 /// Changes when the file does.
-fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+pub(super) fn stamp(path: &Path) -> Option<Stamp> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
 }

@@ -75,6 +75,15 @@ fn settings(directory: &Path) -> Settings {
         stuck_after: Duration::from_secs(60),
         sync_directory: Some(directory.join("tokens")),
         software_unwrap: false,
+        isolation: Isolation::Threads,
+    }
+}
+
+/// The token that worker threads share.
+pub(super) fn token(hsm: &Hsm) -> Arc<Token> {
+    match &hsm.0.view {
+        View::Threads(token) => token.load_full().unwrap(),
+        View::Processes(_) => panic!("the token is in other processes"),
     }
 }
 
@@ -105,7 +114,7 @@ fn a_root_key_never_leaves_the_token_and_does_nothing_but_gcm() {
     let name = "a_root_key_never_leaves_the_token_and_does_nothing_but_gcm";
     with_token(name, async |hsm| {
         let object = new_key(&hsm).await;
-        let token = hsm.0.token.load_full().unwrap();
+        let token = self::token(&hsm);
         let session = token.session().unwrap();
         let handle = token.handle(Kind::RootKey, object).unwrap();
         let asked = super::object::template(object, Origin::Generated);
@@ -203,7 +212,7 @@ fn a_destroyed_object_is_gone_and_destroying_it_again_is_fine() {
         hsm.destroy(object, soon()).await.unwrap();
         assert_eq!(one(&hsm, open(object, &sealed)).await.unwrap_err(), HsmError::Missing);
         assert_eq!(hsm.objects().unwrap(), [kept]);
-        let session = hsm.0.token.load_full().unwrap().session().unwrap();
+        let session = token(&hsm).session().unwrap();
         let class = [Attribute::Class(ObjectClass::SECRET_KEY)];
         // The key that is kept, and the canary.
         assert_eq!(session.find_objects(&class).unwrap().len(), 2);
@@ -229,7 +238,7 @@ fn two_objects_with_one_id_are_neither_used_nor_taken_for_a_new_key() {
     with_token(name, async |hsm| {
         let object = new_key(&hsm).await;
         assert_eq!(hsm.generate(object, soon()).await, Err(HsmError::Missing));
-        let session = hsm.0.token.load_full().unwrap().session().unwrap();
+        let session = token(&hsm).session().unwrap();
         assert!(!super::object::index(&session, Kind::RootKey).unwrap().contains_key(&object));
     });
 }

@@ -63,7 +63,7 @@ pub struct TokenInfo {
     /// The token's serial number.
     pub serial: String,
     /// Names of its mechanisms, and what the daemon uses each for, if it does.
-    pub mechanisms: Vec<(String, Option<&'static str>)>,
+    pub mechanisms: Vec<(String, Option<String>)>,
 }
 
 /// A token that is logged in to, with the handles of its objects. Lives until
@@ -129,19 +129,9 @@ impl Token {
         self.handles(kind).read().get(&object).copied()
     }
 
-    /// The root keys that the token shows, without the canary.
-    pub(super) fn objects(&self) -> Vec<ObjectId> {
-        self.root_keys.read().keys().copied().filter(|id| *id != CANARY).collect()
-    }
-
-    /// The import pairs that the token shows.
-    pub(super) fn pairs(&self) -> Vec<ObjectId> {
-        self.import_pairs.read().keys().copied().collect()
-    }
-
-    /// The signers that the token shows.
-    pub(super) fn signers(&self) -> Vec<ObjectId> {
-        self.signers.read().keys().copied().collect()
+    /// The objects of that kind that the token shows, without the canary.
+    pub(super) fn shown(&self, kind: Kind) -> Vec<ObjectId> {
+        self.handles(kind).read().keys().copied().filter(|id| *id != CANARY).collect()
     }
 
     /// Notes where an object is now, or that it is nowhere.
@@ -272,7 +262,7 @@ fn describe(
     let used_for = |mechanism: &MechanismType| {
         let mut rows = mechanism::NEEDED.iter().chain(&mechanism::USED);
         let row = rows.find(|(needed, _)| needed == mechanism);
-        row.map(|(_, used_for)| *used_for)
+        row.map(|(_, used_for)| (*used_for).to_owned())
     };
     let mechanisms =
         mechanisms.iter().map(|mechanism| (mechanism.to_string(), used_for(mechanism)));

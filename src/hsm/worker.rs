@@ -46,6 +46,16 @@ pub(super) struct Activity {
 }
 
 impl Activity {
+    /// A job begins, which may take that much longer than others.
+    pub(super) fn begin(&self, allowance: Duration) {
+        *self.began.lock() = Some((Instant::now(), allowance));
+    }
+
+    /// It is done.
+    pub(super) fn end(&self) {
+        *self.began.lock() = None;
+    }
+
     /// Whether its job has taken longer than `limit`.
     pub(super) fn is_stuck(&self, limit: Duration) -> bool {
         self.began.lock().is_some_and(|(began, allowance)| began.elapsed() > limit + allowance)
@@ -105,9 +115,9 @@ impl Worker {
                 job.refuse(HsmError::Deadline);
                 continue;
             }
-            *self.activity.began.lock() = Some((Instant::now(), job.work.allowance()));
+            self.activity.begin(job.work.allowance());
             let worked = self.work(job.work);
-            *self.activity.began.lock() = None;
+            self.activity.end();
             worked?;
             if self.activity.is_fenced() {
                 return Ok(());
@@ -115,7 +125,7 @@ impl Worker {
         }
     }
 
-    fn work(&mut self, work: Work) -> Result<(), Lost> {
+    pub(super) fn work(&mut self, work: Work) -> Result<(), Lost> {
         match work {
             Work::Crypt(items, reply) => {
                 let (results, lost) = self.crypt_all(items);
@@ -229,7 +239,7 @@ impl Worker {
         unverified: HsmError,
         operation: impl Fn(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
     ) -> Result<T, Failure> {
-        let key = self.token.handle(kind, object).ok_or(Failure::Answer(HsmError::Missing))?;
+        let key = self.locate(kind, object)?;
         let rv = match operation(&self.token.functions, &self.session, key) {
             Ok(done) => return Ok(done),
             Err(rv) => rv,
@@ -258,6 +268,19 @@ impl Worker {
             }
         };
         operation(&self.token.functions, &self.session, again).map_err(|rv| lost(&rv))
+    }
+
+    /// The handle of an object. One that the index lacks is looked for: the worker of
+    /// another process may have made it.
+    pub(super) fn locate(&mut self, kind: Kind, object: ObjectId) -> Result<ObjectHandle, Failure> {
+        if let Some(handle) = self.token.handle(kind, object) {
+            return Ok(handle);
+        }
+        let found = object::find_one(&self.session, kind, object);
+        let found = found.map_err(|error| self.failed(&error))?;
+        let handle = found.ok_or(Failure::Answer(HsmError::Missing))?;
+        self.token.note(kind, object, Some(handle));
+        Ok(handle)
     }
 
     fn round_trip(&mut self) -> Result<(), Failure> {

@@ -123,7 +123,7 @@ pub(in crate::api) fn hsm_status(report: HsmReport) -> pb::HsmStatus {
     let mechanisms = token.iter().flat_map(|token| &token.mechanisms);
     let mechanisms = mechanisms.map(|(name, used_for)| pb::hsm_status::Mechanism {
         name: name.clone(),
-        used_for: used_for.unwrap_or_default().into(),
+        used_for: used_for.clone().unwrap_or_default(),
     });
     pb::HsmStatus {
         ready: problem.is_none(),

@@ -1,0 +1,360 @@
+//! A courier: a thread of the daemon that takes jobs off a queue and has one worker
+//! process do them. It starts the process, and another one whenever it has ended.
+//!
+//! What the process was at when it died is answered `Unavailable`: the caller may ask
+//! again. The keeper kills a reader that hangs; a writer is never killed, since a key
+//! that is being written could be destroyed (`facts/reliability.md`, E6).
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select_biased};
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::job::{Import, Job, Reply, Work};
+use super::object::Kind;
+use super::shelf::Shelf;
+use super::supervisor::{self, Stamp};
+use super::wire::{self, Answer, Ask, Begin, Begun, Said, Shown, Trouble};
+use super::worker::{Activity, Never};
+use super::{Crypted, HsmError, Sealed, WorkerCommand};
+use crate::domain::{ObjectId, SealedMaterial};
+
+/// What a worker process is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Role {
+    /// Uses objects, and changes none.
+    Reader,
+    /// Makes and destroys them.
+    Writer,
+}
+
+/// What a courier tells the keeper.
+pub(super) enum Event {
+    /// Its process has the token.
+    Up(Role, Shown),
+    /// Its process, which had it, has ended.
+    Down(Role),
+    /// Its process could not begin.
+    Trouble(Trouble),
+}
+
+/// Carries jobs to one worker process.
+pub(super) struct Courier {
+    pub(super) role: Role,
+    pub(super) command: WorkerCommand,
+    pub(super) begin: Begin,
+    pub(super) jobs: Receiver<Job>,
+    pub(super) stopped: Receiver<Never>,
+    pub(super) tell: Sender<Event>,
+    pub(super) shelf: Arc<Shelf>,
+    pub(super) watch: Arc<Watch>,
+    pub(super) gate: Arc<Gate>,
+}
+
+/// What a courier is at, for the keeper to see.
+#[derive(Default)]
+pub(super) struct Watch {
+    pub(super) activity: Activity,
+    /// The process, until it is waited for.
+    process: Mutex<Option<Pid>>,
+}
+
+/// Of all couriers, one logs in at a time, and none with a PIN that was refused: the
+/// same wrong PIN a few times over locks the token. Holds the PIN file as it then was.
+pub(super) type Gate = Mutex<Option<Stamp>>;
+
+impl Watch {
+    /// Kills the process, if there is one.
+    pub(super) fn kill(&self) {
+        if let Some(pid) = *self.process.lock() {
+            // Err: it has ended by itself, and is not waited for yet.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+/// A worker process that has the token.
+struct Process {
+    child: Child,
+    stream: UnixStream,
+}
+
+/// Why a courier has no process any more.
+enum End {
+    /// It was told to stop.
+    Stop,
+    /// The process ended, or does not speak as it should.
+    Gone,
+}
+
+impl Courier {
+    /// Until it is told to stop.
+    pub(super) fn run(self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            // Err: the keeper is gone, and stops us.
+            match self.log_in() {
+                Ok((process, shown)) => {
+                    pause = FIRST_PAUSE;
+                    let _ = self.tell.send(Event::Up(self.role, shown));
+                    let end = self.serve(process);
+                    let _ = self.tell.send(Event::Down(self.role));
+                    if matches!(end, End::Stop) {
+                        return;
+                    }
+                }
+                Err(trouble) => {
+                    let _ = self.tell.send(Event::Trouble(trouble));
+                    if self.is_stopped_within(pause) {
+                        return;
+                    }
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn log_in(&self) -> Result<(Process, Shown), Trouble> {
+        let mut refused = self.gate.lock();
+        let now = supervisor::stamp(Path::new(&self.begin.pin_file));
+        if refused.is_some() && *refused == now {
+            let problem = "the token refused the PIN; it is tried again when its file changes";
+            return Err(Trouble { problem: problem.into(), pin_refused: true });
+        }
+        let started = self.start();
+        *refused = started.as_ref().err().filter(|it| it.pin_refused).and(now);
+        started
+    }
+
+    fn start(&self) -> Result<(Process, Shown), Trouble> {
+        let failed = |error: io::Error| Trouble {
+            problem: format!("a worker process of the HSM does not begin ({error})"),
+            pin_refused: false,
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let mut command = Command::new(&self.command.program);
+        command.args(&self.command.arguments).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        let child = command.spawn().map_err(failed)?;
+        *self.watch.process.lock() = Some(Pid::from_child(&child));
+        let mut process = Process { child, stream: ours };
+        // A module may hang as it begins.
+        let begun = process
+            .stream
+            .set_read_timeout(Some(BEGIN_PATIENCE))
+            .and_then(|()| wire::write(&mut process.stream, &self.begin))
+            .and_then(|()| wire::read::<Begun>(&mut process.stream));
+        match begun.and_then(|begun| process.stream.set_read_timeout(None).map(|()| begun)) {
+            Ok(Ok(shown)) => Ok((process, shown)),
+            Ok(Err(trouble)) => {
+                self.wait_for(process, Ending::Soon);
+                Err(trouble)
+            }
+            Err(error) => {
+                // It has no job yet, so that nothing is half done.
+                self.wait_for(process, Ending::Now);
+                Err(failed(error))
+            }
+        }
+    }
+
+    /// Until the process is gone or the end is ordered.
+    fn serve(&self, mut process: Process) -> End {
+        loop {
+            let job = select_biased! {
+                recv(self.stopped) -> _closed => None,
+                recv(self.jobs) -> job => job.ok(),
+            };
+            let Some(job) = job else {
+                self.wait_for(process, Ending::Soon);
+                return End::Stop;
+            };
+            if job.deadline <= Instant::now() {
+                job.refuse(HsmError::Deadline);
+                continue;
+            }
+            if let Err(error) = self.carry(&mut process, job) {
+                tracing::error!(role = ?self.role, %error, "a worker process of the HSM is gone");
+                self.wait_for(process, if self.role == Role::Writer { Ending::Soon } else { Ending::Now });
+                return End::Gone;
+            }
+        }
+    }
+
+    fn carry(&self, process: &mut Process, job: Job) -> io::Result<()> {
+        self.watch.activity.begin(job.work.allowance());
+        let (ask, waiting) = split(job.work);
+        let asked = wire::write(&mut process.stream, &ask);
+        // Its DEKs are wiped before the wait.
+        drop(ask);
+        let answer = asked.and_then(|()| wire::read::<Answer>(&mut process.stream));
+        self.watch.activity.end();
+        match answer {
+            Ok(Answer { said, lost }) => {
+                self.deliver(waiting, said)?;
+                lost.map_or(Ok(()), |lost| Err(io::Error::other(lost)))
+            }
+            Err(error) => {
+                waiting.refuse();
+                Err(error)
+            }
+        }
+    }
+
+    /// # Errors
+    /// If that is no answer to what was asked.
+    fn deliver(&self, waiting: Waiting, said: Said) -> io::Result<()> {
+        // A caller who no longer waits is no matter.
+        match (waiting, said) {
+            (Waiting::Crypted(reply), Said::Crypted(result)) => drop(reply.send(result)),
+            (Waiting::Sealed(reply, object), Said::Sealed(result)) => {
+                if result.is_ok() {
+                    self.shelf.note(Kind::RootKey, object, true);
+                }
+                drop(reply.send(result));
+            }
+            (Waiting::Bytes(reply, made), Said::Bytes(result)) => {
+                if let (Ok(_), Some((kind, object))) = (&result, made) {
+                    self.shelf.note(kind, object, true);
+                }
+                drop(reply.send(result));
+            }
+            (Waiting::Destroyed(reply, object), Said::Destroyed(result)) => {
+                for kind in Kind::ALL {
+                    self.shelf.note(kind, object, false);
+                }
+                let _ = reply.send(result);
+            }
+            (Waiting::Took(reply), Said::Took(result)) => {
+                let _ = reply.send(result.map(Duration::from_nanos));
+            }
+            // Err: the keeper waits no longer.
+            (Waiting::Works(reply), Said::Works(works)) => drop(reply.try_send(works)),
+            (Waiting::Unwraps, Said::Unwraps(ways)) => self.shelf.unwraps(ways),
+            (waiting, _other) => {
+                waiting.refuse();
+                return Err(io::Error::other("it answered another question"));
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for(&self, process: Process, ending: Ending) {
+        let Process { mut child, stream } = process;
+        drop(stream);
+        let until = Instant::now() + END_PATIENCE;
+        while ending == Ending::Soon && Instant::now() < until {
+            match child.try_wait() {
+                Ok(None) => std::thread::sleep(END_PAUSE),
+                Ok(Some(_)) | Err(_) => break,
+            }
+        }
+        let ended = matches!(child.try_wait(), Ok(Some(_)));
+        if !ended && self.role == Role::Writer && ending == Ending::Soon {
+            // Its lock keeps the next one from beginning before it is done.
+            tracing::error!("the writing worker process hangs; it is left to end by itself");
+            *self.watch.process.lock() = None;
+            return;
+        }
+        self.watch.kill();
+        *self.watch.process.lock() = None;
+        // Err: it is gone already.
+        let _ = child.wait();
+    }
+
+    fn is_stopped_within(&self, pause: Duration) -> bool {
+        match self.stopped.recv_timeout(pause) {
+            Err(RecvTimeoutError::Disconnected) => true,
+            Err(RecvTimeoutError::Timeout) => false,
+            Ok(never) => match never {},
+        }
+    }
+}
+
+/// How a process is brought to its end.
+#[derive(Clone, Copy, PartialEq)]
+enum Ending {
+    /// It ends by itself, as its socket is closed.
+    Soon,
+    /// It is killed.
+    Now,
+}
+
+/// Where the answer goes, and what it makes known.
+enum Waiting {
+    Crypted(Reply<Vec<Result<Crypted, HsmError>>>),
+    /// Of a root key that is made.
+    Sealed(Reply<Sealed>, ObjectId),
+    /// With the object that is made, if one is.
+    Bytes(Reply<Vec<u8>>, Option<(Kind, ObjectId)>),
+    Destroyed(Reply<()>, ObjectId),
+    Took(Reply<Duration>),
+    Works(Sender<bool>),
+    Unwraps,
+}
+
+impl Waiting {
+    /// Nobody knows what became of it.
+    fn refuse(self) {
+        const ERROR: HsmError = HsmError::Unavailable;
+        match self {
+            Self::Crypted(reply) => drop(reply.send(Err(ERROR))),
+            Self::Sealed(reply, _) => drop(reply.send(Err(ERROR))),
+            Self::Bytes(reply, _) => drop(reply.send(Err(ERROR))),
+            Self::Destroyed(reply, _) => drop(reply.send(Err(ERROR))),
+            Self::Took(reply) => drop(reply.send(Err(ERROR))),
+            Self::Works(reply) => drop(reply),
+            Self::Unwraps => {}
+        }
+    }
+}
+
+/// A job as it goes to the process, and what stays here of it.
+fn split(work: Work) -> (Ask, Waiting) {
+    match work {
+        Work::Crypt(items, reply) => (Ask::Crypt(items), Waiting::Crypted(reply)),
+        Work::Generate(object, reply) => (Ask::Generate(object), Waiting::Sealed(reply, object)),
+        Work::GenerateImportPair(object, reply) => {
+            let made = Some((Kind::ImportPair, object));
+            (Ask::GenerateImportPair(object), Waiting::Bytes(reply, made))
+        }
+        Work::Import(Import { object, pair, material, nonce }, reply) => {
+            let SealedMaterial { encrypted_key, algorithm, encrypted_nonce, nonce_iv } = material;
+            let algorithm = algorithm.name().to_owned();
+            let ask = Ask::Import {
+                object,
+                pair,
+                encrypted_key,
+                algorithm,
+                encrypted_nonce,
+                nonce_iv,
+                nonce,
+            };
+            (ask, Waiting::Sealed(reply, object))
+        }
+        Work::MakeSigner(object, reply) => {
+            (Ask::MakeSigner(object), Waiting::Bytes(reply, Some((Kind::Signer, object))))
+        }
+        Work::SignerKey(object, reply) => (Ask::SignerKey(object), Waiting::Bytes(reply, None)),
+        Work::Sign(object, hash, reply) => (Ask::Sign(object, hash), Waiting::Bytes(reply, None)),
+        Work::Destroy(object, reply) => (Ask::Destroy(object), Waiting::Destroyed(reply, object)),
+        Work::RoundTrip(reply) => (Ask::RoundTrip, Waiting::Took(reply)),
+        Work::Probe(reply) => (Ask::Probe, Waiting::Works(reply)),
+        Work::TryUnwrapping => (Ask::TryUnwrapping, Waiting::Unwraps),
+    }
+}
+
+/// How long a process may take to load the module and log in.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(20);
+/// How long one may take to end, and how often that is looked at.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+const END_PAUSE: Duration = Duration::from_millis(1);
+/// How long to wait before another one is begun, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);

@@ -1,0 +1,228 @@
+//! A worker process: opens the token, owns one session, and does the jobs that the
+//! daemon sends it over a socket, one at a time, until the socket is closed.
+//!
+//! A module that crashes or hangs costs this process and the job at hand. When the
+//! token is lost the process says so and ends: its successor begins anew, which is
+//! what a module is best at. The writer holds a lock as long as it lives, so that a
+//! new daemon changes nothing while the writer of a dead one is still at work.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cryptoki::context::Pkcs11;
+use cryptoki::session::Session;
+use tokio::sync::oneshot;
+
+use super::confine::confine;
+use super::job::{Import, Reply, Work};
+use super::object::{self, Kind};
+use super::supervisor::CANARY;
+use super::token::{self, Problem, Token};
+use super::wire::{self, Answer, Ask, Begin, Begun, Said, Shown, Trouble};
+use super::worker::{Activity, Worker};
+use super::{HsmError, Settings};
+use crate::domain::SealedMaterial;
+
+/// Serves the daemon at the other end of `stream`. Called by `rootkeyd hsm-worker`.
+///
+/// # Errors
+/// If the daemon does not speak as it should. That it is gone is no error.
+pub fn serve_worker(mut stream: UnixStream) -> io::Result<()> {
+    let begin: Begin = wire::read(&mut stream)?;
+    let writer = begin.writer_lock.is_some();
+    if !writer {
+        // A writer ends when it is done; a reader has nothing to bring to an end.
+        let with_parent = Some(rustix::process::Signal::KILL);
+        rustix::process::set_parent_process_death_signal(with_parent)?;
+    }
+    confine(begin.network)?;
+    let begun = lock(&begin).and_then(|lock| Ok((lock, open(&begin)?)));
+    let (_lock, Opened { module, session, mut worker, shown }) = match begun {
+        Ok(opened) => opened,
+        Err(problem) => return wire::write(&mut stream, &Begun::Err(problem)),
+    };
+    wire::write(&mut stream, &Begun::Ok(shown))?;
+    let served = serve(&mut worker, &mut stream);
+    // In this order; SoftHSM crashes otherwise.
+    drop(worker);
+    drop(session);
+    if let Err(error) = module.finalize() {
+        tracing::warn!(%error, "the module cannot be finalized");
+    }
+    served
+}
+
+/// The token, opened.
+struct Opened {
+    module: Pkcs11,
+    /// Holds the login.
+    session: Session,
+    worker: Worker,
+    shown: Shown,
+}
+
+fn open(begin: &Begin) -> Result<Opened, Trouble> {
+    let settings = begin.settings();
+    let opened = || -> Result<Opened, Problem> {
+        let module = token::load(&settings.module)?;
+        let (token, session) = Token::open(&module, &settings)?;
+        if begin.writer_lock.is_some() && token.handle(Kind::RootKey, CANARY).is_none() {
+            object::generate(&session, CANARY)?;
+            token.note(Kind::RootKey, CANARY, object::find_one(&session, Kind::RootKey, CANARY)?);
+        }
+        let token = Arc::new(token);
+        let shown = shown(&token);
+        let activity = Arc::new(Activity::default());
+        let worker = Worker::new(token, settings.sync_directory.clone(), activity)?;
+        Ok(Opened { module, session, worker, shown })
+    };
+    opened().map_err(|problem| Trouble {
+        pin_refused: matches!(problem, Problem::PinRefused { .. }),
+        problem: problem.to_string(),
+    })
+}
+
+fn shown(token: &Token) -> Shown {
+    let info = &token.info;
+    let mechanisms = info.mechanisms.iter();
+    Shown {
+        library: info.library.clone(),
+        slot: info.slot,
+        serial: info.serial.clone(),
+        mechanisms: mechanisms
+            .cloned().collect(),
+        root_keys: token.shown(Kind::RootKey),
+        import_pairs: token.shown(Kind::ImportPair),
+        signers: token.shown(Kind::Signer),
+    }
+}
+
+fn serve(worker: &mut Worker, stream: &mut UnixStream) -> io::Result<()> {
+    loop {
+        let ask = match wire::read(stream) {
+            Ok(ask) => ask,
+            // The daemon has ended, or wants no more of us.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let answer = answer(worker, ask);
+        wire::write(stream, &answer)?;
+        if let Some(lost) = answer.lost {
+            tracing::error!(lost, "an HSM worker lost the token");
+            return Ok(());
+        }
+    }
+}
+
+fn answer(worker: &mut Worker, ask: Ask) -> Answer {
+    let mut lost = None;
+    let mut run = |work| lost = worker.work(work).err().map(|lost| lost.to_string());
+    let said = match ask {
+        Ask::Crypt(items) => Said::Crypted(done(|reply| run(Work::Crypt(items, reply)))),
+        Ask::Generate(object) => Said::Sealed(done(|reply| run(Work::Generate(object, reply)))),
+        Ask::GenerateImportPair(object) => {
+            Said::Bytes(done(|reply| run(Work::GenerateImportPair(object, reply))))
+        }
+        Ask::Import {
+            object,
+            pair,
+            encrypted_key,
+            algorithm,
+            encrypted_nonce,
+            nonce_iv,
+            nonce,
+        } => {
+            let material =
+                SealedMaterial::new(encrypted_key, &algorithm, encrypted_nonce, &nonce_iv);
+            Said::Sealed(match material {
+                Ok(material) => {
+                    let import = Import { object, pair, material, nonce };
+                    done(|reply| run(Work::Import(import, reply)))
+                }
+                Err(_malformed) => Err(HsmError::Material),
+            })
+        }
+        Ask::MakeSigner(object) => Said::Bytes(done(|reply| run(Work::MakeSigner(object, reply)))),
+        Ask::SignerKey(object) => Said::Bytes(done(|reply| run(Work::SignerKey(object, reply)))),
+        Ask::Sign(object, hash) => Said::Bytes(done(|reply| run(Work::Sign(object, hash, reply)))),
+        Ask::Destroy(object) => Said::Destroyed(done(|reply| run(Work::Destroy(object, reply)))),
+        Ask::RoundTrip => {
+            let took: Result<Duration, _> = done(|reply| run(Work::RoundTrip(reply)));
+            Said::Took(took.map(|took| u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)))
+        }
+        Ask::Probe => {
+            let proven = worker.prove_canary();
+            if let Err(rv) = proven {
+                lost = Some(format!("the probe failed: {rv}"));
+            }
+            Said::Works(proven.is_ok())
+        }
+        Ask::TryUnwrapping => {
+            run(Work::TryUnwrapping);
+            let ways = worker.token.ways.get();
+            Said::Unwraps(ways.map(|ways| {
+                ways.algorithms().map(|algorithm| algorithm.name().to_owned()).collect()
+            }))
+        }
+    };
+    Answer { said, lost }
+}
+
+/// The answer that `work` sent. A worker answers before it returns.
+fn done<T>(work: impl FnOnce(Reply<T>)) -> Result<T, HsmError> {
+    let (reply, mut answer) = oneshot::channel();
+    work(reply);
+    answer.try_recv().unwrap_or(Err(HsmError::Unavailable))
+}
+
+/// Taken by a writer, and held until its process ends.
+fn lock(begin: &Begin) -> Result<Option<File>, Trouble> {
+    let Some(path) = &begin.writer_lock else { return Ok(None) };
+    let trouble = |problem| Trouble { problem, pin_refused: false };
+    let opened = File::options().write(true).create(true).truncate(false).open(path);
+    let file = opened.map_err(|error| trouble(format!("{path}: {error}")))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(trouble(UNFINISHED.into())),
+        Err(TryLockError::Error(error)) => Err(trouble(format!("{path}: {error}"))),
+    }
+}
+
+impl Begin {
+    /// Of a worker process: a writer if it has a lock to take.
+    pub(super) fn of(settings: &Settings, writer_lock: Option<&Path>, network: bool) -> Self {
+        let text = |path: &Path| path.display().to_string();
+        Self {
+            module: text(&settings.module),
+            token_label: settings.token_label.clone(),
+            pin_file: text(&settings.pin_file),
+            sync_directory: settings.sync_directory.as_deref().map(text),
+            software_unwrap: settings.software_unwrap,
+            writer_lock: writer_lock.map(text),
+            network,
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            module: PathBuf::from(&self.module),
+            token_label: self.token_label.clone(),
+            pin_file: PathBuf::from(&self.pin_file),
+            // The rest is the daemon's business.
+            workers: 1,
+            queue: 1,
+            stuck_after: Duration::MAX,
+            sync_directory: self.sync_directory.as_ref().map(PathBuf::from),
+            software_unwrap: self.software_unwrap,
+            isolation: super::Isolation::Threads,
+        }
+    }
+}
+
+/// What a new writer says while the one of a daemon that died is still at work.
+const UNFINISHED: &str = "the worker process of an earlier daemon still changes an object in the \
+                          HSM; this daemon begins when it is done";
