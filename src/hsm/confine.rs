@@ -25,8 +25,7 @@ pub(super) fn confine(network: bool) -> io::Result<()> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
     let refuse = SeccompAction::Errno(EPERM);
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch);
-    let program: BpfProgram =
-        filter.and_then(TryInto::try_into).map_err(io::Error::other)?;
+    let program: BpfProgram = filter.and_then(TryInto::try_into).map_err(io::Error::other)?;
     seccompiler::apply_filter_all_threads(&program).map_err(io::Error::other)
 }
 

@@ -181,7 +181,10 @@ impl Courier {
             }
             if let Err(error) = self.carry(&mut process, job) {
                 tracing::error!(role = ?self.role, %error, "a worker process of the HSM is gone");
-                self.wait_for(process, if self.role == Role::Writer { Ending::Soon } else { Ending::Now });
+                self.wait_for(
+                    process,
+                    if self.role == Role::Writer { Ending::Soon } else { Ending::Now },
+                );
                 return End::Gone;
             }
         }

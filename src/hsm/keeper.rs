@@ -178,7 +178,10 @@ impl Keeper {
                 }
                 Role::Writer => {
                     if hand.watch.activity.fence() {
-                        tracing::error!(?limit, "the writing worker process hangs; it is waited for");
+                        tracing::error!(
+                            ?limit,
+                            "the writing worker process hangs; it is waited for"
+                        );
                     }
                 }
             }
@@ -198,7 +201,9 @@ impl Keeper {
 
     /// Has the writer try what key material the token unwraps, unless that is known.
     fn try_unwrapping(&self) {
-        if self.shelf.is_up() && self.shelf.algorithms().is_none() && self.queues.writes.1.is_empty()
+        if self.shelf.is_up()
+            && self.shelf.algorithms().is_none()
+            && self.queues.writes.1.is_empty()
         {
             let deadline = Instant::now() + PROBE_EVERY;
             drop(self.queues.writes.0.try_send(Job { work: Work::TryUnwrapping, deadline }));

@@ -111,7 +111,11 @@ impl Supervisor {
             .and_then(|(token, session)| self.start(generation, module.clone(), token, session));
         let up = up.inspect_err(|_problem| finalize(module))?;
         self.token.store(Some(Arc::clone(&up.token)));
-        tracing::info!(generation, objects = up.token.shown(Kind::RootKey).len(), "the HSM is ready");
+        tracing::info!(
+            generation,
+            objects = up.token.shown(Kind::RootKey).len(),
+            "the HSM is ready"
+        );
         self.tell.send_replace(Health::Ready { generation });
         self.try_unwrapping(&up);
         Ok(up)

@@ -101,10 +101,7 @@ pub(super) enum Ask {
     #[n(5)]
     SignerKey(#[cbor(n(0), with = "id")] ObjectId),
     #[n(6)]
-    Sign(
-        #[cbor(n(0), with = "id")] ObjectId,
-        #[cbor(n(1), with = "minicbor::bytes")] [u8; 32],
-    ),
+    Sign(#[cbor(n(0), with = "id")] ObjectId, #[cbor(n(1), with = "minicbor::bytes")] [u8; 32]),
     #[n(7)]
     Destroy(#[cbor(n(0), with = "id")] ObjectId),
     #[n(8)]

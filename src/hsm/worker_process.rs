@@ -93,8 +93,7 @@ fn shown(token: &Token) -> Shown {
         library: info.library.clone(),
         slot: info.slot,
         serial: info.serial.clone(),
-        mechanisms: mechanisms
-            .cloned().collect(),
+        mechanisms: mechanisms.cloned().collect(),
         root_keys: token.shown(Kind::RootKey),
         import_pairs: token.shown(Kind::ImportPair),
         signers: token.shown(Kind::Signer),
