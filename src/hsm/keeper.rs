@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::courier::{Courier, Event, Gate, Role, Watch};
 use super::job::{Job, Work};
+use super::object::Kind;
 use super::shelf::Shelf;
 use super::supervisor::Control;
 use super::wire::{Begin, Trouble};
@@ -132,19 +133,22 @@ impl Keeper {
 
     fn hear(&self, staff: &mut Staff, event: Event) {
         match event {
-            Event::Up(Role::Writer, _shown) => {
+            Event::Up(Role::Writer, shown) => {
+                // What it lists counts: while a reader lists, the writer may be at work.
+                self.shelf.list(shown);
                 if staff.hands.len() == 1 {
                     for _ in 0..self.settings.workers {
                         self.employ(staff, Role::Reader);
                     }
                 }
             }
-            Event::Up(Role::Reader, shown) => {
+            Event::Up(Role::Reader, _shown) => {
                 staff.readers += 1;
                 if staff.readers == 1 {
                     staff.generation += 1;
-                    let (generation, objects) = (staff.generation, shown.root_keys.len());
-                    self.shelf.put_up(shown);
+                    let generation = staff.generation;
+                    self.shelf.put_up();
+                    let objects = self.shelf.objects(Kind::RootKey).map_or(0, |it| it.len());
                     tracing::info!(generation, objects, "the HSM is ready");
                     self.health.send_replace(Health::Ready { generation });
                     self.try_unwrapping();

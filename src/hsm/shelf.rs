@@ -17,22 +17,29 @@ pub(super) struct Shelf(RwLock<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    /// `None` while the token is away.
-    up: Option<Up>,
-    /// What was made and destroyed of late: a process that lists the token at the same
-    /// time may have missed it.
+    /// Whether a reader has it.
+    is_up: bool,
+    /// As a writer listed it, with what was made and destroyed since.
+    token: Option<Token>,
+    /// What was made and destroyed of late: it may be heard of before the list.
     recent: VecDeque<(Instant, Kind, ObjectId, bool)>,
 }
 
-struct Up {
+struct Token {
     info: TokenInfo,
     objects: HashSet<(Kind, ObjectId)>,
     algorithms: Option<Vec<ImportAlgorithm>>,
 }
 
+impl Inner {
+    fn token(&self) -> Option<&Token> {
+        self.token.as_ref().filter(|_token| self.is_up)
+    }
+}
+
 impl Shelf {
-    /// The token is there, and shows this.
-    pub(super) fn put_up(&self, shown: Shown) {
+    /// A writer has the token, and this is what it shows.
+    pub(super) fn list(&self, shown: Shown) {
         let Shown { library, slot, serial, mechanisms, root_keys, import_pairs, signers } = shown;
         let of = |kind, ids: Vec<ObjectId>| ids.into_iter().map(move |id| (kind, id));
         let objects = of(Kind::RootKey, root_keys)
@@ -44,17 +51,22 @@ impl Shelf {
             mark(&mut objects, *kind, *object, *is_there);
         }
         let info = TokenInfo { library, slot, serial, mechanisms };
-        inner.up = Some(Up { info, objects, algorithms: None });
+        inner.token = Some(Token { info, objects, algorithms: None });
     }
 
-    /// It is away.
+    /// A reader has it.
+    pub(super) fn put_up(&self) {
+        self.0.write().is_up = true;
+    }
+
+    /// None has it any more.
     pub(super) fn take_down(&self) {
-        self.0.write().up = None;
+        self.0.write().is_up = false;
     }
 
-    /// Whether it is there.
+    /// Whether one has it.
     pub(super) fn is_up(&self) -> bool {
-        self.0.read().up.is_some()
+        self.0.read().token().is_some()
     }
 
     /// An object was made, or is gone.
@@ -64,8 +76,8 @@ impl Shelf {
             inner.recent.pop_front();
         }
         inner.recent.push_back((Instant::now(), kind, object, is_there));
-        if let Some(up) = &mut inner.up {
-            mark(&mut up.objects, kind, object, is_there);
+        if let Some(token) = &mut inner.token {
+            mark(&mut token.objects, kind, object, is_there);
         }
     }
 
@@ -74,25 +86,25 @@ impl Shelf {
     pub(super) fn unwraps(&self, names: Option<Vec<String>>) {
         let Some(names) = names else { return };
         let algorithms = names.iter().filter_map(|name| name.parse().ok()).collect();
-        if let Some(up) = &mut self.0.write().up {
-            up.algorithms = Some(algorithms);
+        if let Some(token) = &mut self.0.write().token {
+            token.algorithms = Some(algorithms);
         }
     }
 
     /// The same, if it is known.
     pub(super) fn algorithms(&self) -> Option<Vec<ImportAlgorithm>> {
-        self.0.read().up.as_ref()?.algorithms.clone()
+        self.0.read().token()?.algorithms.clone()
     }
 
     /// What module and token say of themselves.
     pub(super) fn info(&self) -> Option<TokenInfo> {
-        self.0.read().up.as_ref().map(|up| up.info.clone())
+        self.0.read().token().map(|token| token.info.clone())
     }
 
     /// The objects of that kind.
     pub(super) fn objects(&self, of: Kind) -> Option<Vec<ObjectId>> {
         let inner = self.0.read();
-        let objects = inner.up.as_ref()?.objects.iter();
+        let objects = inner.token()?.objects.iter();
         Some(objects.filter(|(kind, _)| *kind == of).map(|(_, object)| *object).collect())
     }
 }

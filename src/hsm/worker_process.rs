@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cryptoki::context::Pkcs11;
 use cryptoki::session::Session;
@@ -184,10 +184,16 @@ fn lock(begin: &Begin) -> Result<Option<File>, Trouble> {
     let trouble = |problem| Trouble { problem, pin_refused: false };
     let opened = File::options().write(true).create(true).truncate(false).open(path);
     let file = opened.map_err(|error| trouble(format!("{path}: {error}")))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Err(trouble(UNFINISHED.into())),
-        Err(TryLockError::Error(error)) => Err(trouble(format!("{path}: {error}"))),
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => return Err(trouble(UNFINISHED.into())),
+            Err(TryLockError::Error(error)) => return Err(trouble(format!("{path}: {error}"))),
+        }
     }
 }
 
@@ -222,6 +228,9 @@ impl Begin {
     }
 }
 
+/// Most changes of an object are done by then, so that nobody need hear of them.
+const LOCK_PATIENCE: Duration = Duration::from_millis(2_500);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// What a new writer says while the one of a daemon that died is still at work.
 const UNFINISHED: &str = "the worker process of an earlier daemon still changes an object in the \
                           HSM; this daemon begins when it is done";
