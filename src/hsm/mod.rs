@@ -9,6 +9,8 @@
 mod ffi;
 mod import;
 mod job;
+mod ladder;
+mod login;
 mod mechanism;
 mod oaep;
 mod object;
@@ -33,7 +35,7 @@ use crossbeam_channel::{Sender, TrySendError};
 use cryptoki::error::RvError;
 use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 pub use token::{TokenInfo, make_token};
 
@@ -396,7 +398,7 @@ impl Hsm {
         if !self.is_up() {
             return Err(HsmError::Unavailable);
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = Reply::new();
         let job = Job { work: work(reply), deadline };
         self.0.jobs.try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => HsmError::Overloaded,

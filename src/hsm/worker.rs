@@ -1,9 +1,9 @@
 //! A worker: a thread that owns a session and runs jobs in it.
 //!
 //! After any error it closes the session and opens another one, because an error
-//! can leave an operation active. Where the table in `rv.rs` says that the
-//! trouble is the token's and not the job's, it answers `Unavailable`, says so to
-//! the supervisor and ends.
+//! can leave an operation active. Then `rv.rs` says what the error means and
+//! `ladder.rs` what to try next. Where the trouble is the token's and not the job's,
+//! the worker answers `Unavailable`, says so to the supervisor and ends.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,9 @@ use cryptoki::session::Session;
 use parking_lot::Mutex;
 
 use super::ffi::Functions;
-use super::job::{Job, Reply, Work};
+use super::job::{Job, Recall, Reply, Work};
+use super::ladder::{Ladder, Step};
+use super::login::LoggedIn;
 use super::mechanism::{IV_BYTES, MAKE_ROOT_KEY};
 use super::object::{self, CHECK_AAD, CHECK_TEXT, Kind};
 use super::root_key::patiently;
@@ -39,30 +41,55 @@ pub(super) struct Worker {
 /// What a worker is at, for the supervisor to see.
 #[derive(Default)]
 pub(super) struct Activity {
-    /// When its job began, and how much longer than others that may take.
-    began: Mutex<Option<(Instant, Duration)>>,
+    task: Mutex<Option<Task>>,
     /// It was given up: if it ever comes back from its job, it ends.
     fenced: AtomicBool,
 }
 
+/// A job, or a part of it.
+struct Task {
+    began: Instant,
+    /// How much longer than others it may take.
+    allowance: Duration,
+    /// Whom to refuse if the worker is given up.
+    caller: Option<Arc<dyn Recall>>,
+}
+
 impl Activity {
-    /// Whether its job has taken longer than `limit`.
+    /// Whether it has been at one thing for longer than `limit`.
     pub(super) fn is_stuck(&self, limit: Duration) -> bool {
-        self.began.lock().is_some_and(|(began, allowance)| began.elapsed() > limit + allowance)
+        let task = self.task.lock();
+        task.as_ref().is_some_and(|task| task.began.elapsed() > limit + task.allowance)
     }
 
-    /// Whether its job takes long by its nature.
-    pub(super) fn is_slow(&self) -> bool {
-        self.began.lock().is_some_and(|(_, allowance)| !allowance.is_zero())
+    /// Gives the worker up, and refuses in its place.
+    pub(super) fn fence(&self) {
+        self.fenced.store(true, Ordering::SeqCst);
+        let caller = self.task.lock().as_mut().and_then(|task| task.caller.take());
+        if let Some(caller) = caller {
+            caller.refuse(HsmError::Unavailable);
+        }
     }
 
-    /// Gives the worker up; whether it was not given up already.
-    pub(super) fn fence(&self) -> bool {
-        !self.fenced.swap(true, Ordering::Relaxed)
+    pub(super) fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::SeqCst)
     }
 
-    fn is_fenced(&self) -> bool {
-        self.fenced.load(Ordering::Relaxed)
+    fn begin(&self, work: Option<&Work>) {
+        let (allowance, caller) =
+            work.map_or((Duration::ZERO, None), |work| (work.allowance(), work.recall()));
+        *self.task.lock() = Some(Task { began: Instant::now(), allowance, caller });
+    }
+
+    /// It got on with it.
+    fn step(&self) {
+        if let Some(task) = &mut *self.task.lock() {
+            task.began = Instant::now();
+        }
+    }
+
+    fn end(&self) {
+        *self.task.lock() = None;
     }
 }
 
@@ -87,8 +114,12 @@ impl Worker {
         token: Arc<Token>,
         sync_directory: Option<PathBuf>,
         activity: Arc<Activity>,
-    ) -> Result<Self, Error> {
-        let session = token.session()?;
+    ) -> Result<Self, Lost> {
+        // A module can hang in this too.
+        activity.begin(None);
+        let session = token.session();
+        activity.end();
+        let session = session.map_err(|error| Lost(error.to_string()))?;
         Ok(Self { token, session, sync_directory, activity })
     }
 
@@ -105,9 +136,9 @@ impl Worker {
                 job.refuse(HsmError::Deadline);
                 continue;
             }
-            *self.activity.began.lock() = Some((Instant::now(), job.work.allowance()));
+            self.activity.begin(Some(&job.work));
             let worked = self.work(job.work);
-            *self.activity.began.lock() = None;
+            self.activity.end();
             worked?;
             if self.activity.is_fenced() {
                 return Ok(());
@@ -119,7 +150,7 @@ impl Worker {
         match work {
             Work::Crypt(items, reply) => {
                 let (results, lost) = self.crypt_all(items);
-                drop(reply.send(Ok(results)));
+                reply.send(Ok(results));
                 lost.map_or(Ok(()), Err)
             }
             Work::Generate(object, reply) => answer(reply, self.generate(object)),
@@ -136,10 +167,13 @@ impl Worker {
                 answer(reply, self.round_trip().map(|()| began.elapsed()))
             }
             Work::Probe(reply) => {
-                let proven = self.prove_canary();
+                let proven = self.with(Kind::RootKey, CANARY, HsmError::Unavailable, prove);
                 // Err: the supervisor waits no longer.
                 let _ = reply.try_send(proven.is_ok());
-                Ok(())
+                match proven {
+                    Err(Failure::Lost(lost)) => Err(lost),
+                    Ok(()) | Err(Failure::Answer(_)) => Ok(()),
+                }
             }
             Work::TryUnwrapping => self.try_unwrapping(),
         }
@@ -151,6 +185,7 @@ impl Worker {
             if lost.is_some() {
                 return Err(HsmError::Unavailable);
             }
+            self.activity.step();
             self.crypt(item).map_err(|failure| match failure {
                 Failure::Answer(error) => error,
                 Failure::Lost(why) => {
@@ -170,9 +205,12 @@ impl Worker {
             }
             Crypt::Generate { object, aad, length } => {
                 let mut dek = Secret::zeroed(length);
-                if let Err(error) = self.session.generate_random_slice(dek.expose_mut()) {
-                    return Err(self.failed(&error));
-                }
+                self.with(Kind::RootKey, object, HsmError::Unavailable, |_, session, _key| {
+                    let made = session.generate_random_slice(dek.expose_mut());
+                    made.map_err(|error| {
+                        if let Error::Pkcs11(rv, _) = error { rv } else { RvError::FunctionFailed }
+                    })
+                })?;
                 let sealed = self.seal(object, &aad, dek.expose())?;
                 Ok(Crypted { dek, sealed: Some(Ok(sealed)) })
             }
@@ -219,45 +257,168 @@ impl Worker {
         })
     }
 
-    /// Runs `operation` with the handle of `object`, and does what the table says
-    /// about an error. `unverified` is the answer if the input does not verify, also
-    /// if the error can mean two things and the token is found to work.
+    /// Runs `operation` with the handle of `object`, and after an error what the ladder
+    /// says: so it may run several times. `unverified` is the answer if the input does
+    /// not verify.
     pub(super) fn with<T>(
         &mut self,
         kind: Kind,
         object: ObjectId,
         unverified: HsmError,
-        operation: impl Fn(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
+        mut operation: impl FnMut(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
     ) -> Result<T, Failure> {
-        let key = self.token.handle(kind, object).ok_or(Failure::Answer(HsmError::Missing))?;
-        let rv = match operation(&self.token.functions, &self.session, key) {
-            Ok(done) => return Ok(done),
-            Err(rv) => rv,
-        };
-        self.reopen()?;
-        let again = match verdict(rv) {
-            Verdict::Unverified => return Err(Failure::Answer(unverified)),
-            Verdict::Refused => return Err(Failure::Answer(HsmError::Refused(rv))),
-            Verdict::Module => return Err(lost(&rv)),
-            Verdict::Ambiguous => {
-                let proven = match kind {
-                    Kind::RootKey => prove(&self.token.functions, &self.session, key),
-                    // It seals nothing, so that it cannot be tried itself.
-                    Kind::ImportPair | Kind::Signer => self.prove_canary(),
-                };
-                proven.map_err(|rv| lost(&rv))?;
-                return Err(Failure::Answer(unverified));
+        let mut ladder = Ladder::default();
+        loop {
+            if self.activity.is_fenced() {
+                // It came back after it was given up: hands off the token.
+                return Err(Failure::Answer(HsmError::Unavailable));
             }
-            Verdict::Session => key,
-            Verdict::Object => {
-                let found = patiently(|| object::find_one(&self.session, kind, object));
-                // Not there: the module comes up anew, and its index decides.
-                let found = found.map_err(|e| lost(&e))?.ok_or_else(|| lost(&rv))?;
-                self.token.note(kind, object, Some(found));
-                found
+            let key = self.key(kind, object)?;
+            let rv = match operation(&self.token.functions, &self.session, key) {
+                Ok(done) => {
+                    if ladder.is_begun() {
+                        tracing::warn!(%object, ?ladder, "the HSM did it at another try");
+                    }
+                    return Ok(done);
+                }
+                Err(rv) => rv,
+            };
+            self.reopen()?;
+            if let Some(failure) = self.of_import(kind, rv, unverified) {
+                return Err(failure);
             }
-        };
-        operation(&self.token.functions, &self.session, again).map_err(|rv| lost(&rv))
+            match ladder.next(verdict(rv)) {
+                Step::Again => {}
+                Step::LogIn => self.log_in()?,
+                Step::Find => {
+                    self.find(kind, object)?;
+                }
+                Step::ProveAndAgain => self.prove_key(kind, (key, object))?,
+                Step::ProveAndBelieve => {
+                    self.prove_key(kind, (key, object))?;
+                    return Err(Failure::Answer(unverified));
+                }
+                Step::Blame => return Err(self.blame(&rv)),
+                Step::Lose => return Err(lost(&rv)),
+            }
+        }
+    }
+
+    /// What an error comes to if the operation makes an object, and so is not
+    /// repeated for every reason; `None` if it is.
+    fn of_import(&mut self, kind: Kind, rv: RvError, unverified: HsmError) -> Option<Failure> {
+        match (kind, verdict(rv)) {
+            (Kind::ImportPair, Verdict::Unverified) => Some(Failure::Answer(unverified)),
+            (Kind::ImportPair, Verdict::Refused) => Some(Failure::Answer(HsmError::Refused(rv))),
+            // It seals nothing, so that it cannot be tried itself.
+            (Kind::ImportPair, Verdict::Ambiguous) => Some(match self.prove_canary() {
+                Ok(()) => Failure::Answer(unverified),
+                Err(rv) => lost(&rv),
+            }),
+            (
+                Kind::ImportPair,
+                Verdict::Session | Verdict::Login | Verdict::Object | Verdict::Module,
+            )
+            | (Kind::RootKey | Kind::Signer, _) => None,
+        }
+    }
+
+    /// The handle of an object, which is looked for if it is not known.
+    pub(super) fn key(&mut self, kind: Kind, object: ObjectId) -> Result<ObjectHandle, Failure> {
+        match self.token.handle(kind, object) {
+            Some(handle) => Ok(handle),
+            None => self.find(kind, object),
+        }
+    }
+
+    /// Looks for an object.
+    fn find(&mut self, kind: Kind, object: ObjectId) -> Result<ObjectHandle, Failure> {
+        if self.token.is_absent(object) {
+            return Err(Failure::Answer(HsmError::Missing));
+        }
+        self.log_in()?;
+        let login = self.token.login();
+        let found = patiently(|| object::find_one(&self.session, kind, object));
+        match found {
+            Ok(Some(handle)) => {
+                self.token.note_found(kind, object, (handle, login));
+                Ok(handle)
+            }
+            Ok(None) => Err(self.absent(kind, object)),
+            Err(error) => {
+                self.reopen()?;
+                Err(self.blame(&error))
+            }
+        }
+    }
+
+    /// What it comes to that a search did not show an object: it is missing only if
+    /// the token is in good order.
+    pub(super) fn absent(&mut self, kind: Kind, object: ObjectId) -> Failure {
+        if let Err(failure) = self.in_good_order() {
+            return failure;
+        }
+        self.token.note_absent(kind, object);
+        Failure::Answer(HsmError::Missing)
+    }
+
+    /// Whether the token knows our login, shows the canary, and does its work.
+    pub(super) fn in_good_order(&mut self) -> Result<(), Failure> {
+        self.log_in()?;
+        let login = self.token.login();
+        let canary = patiently(|| object::find_one(&self.session, Kind::RootKey, CANARY));
+        let canary = canary.map_err(|error| lost(&error))?;
+        let canary = canary.ok_or_else(|| lost(&"the token does not show the canary any more"))?;
+        self.token.note_found(Kind::RootKey, CANARY, (canary, login));
+        self.prove_canary().map_err(|rv| lost(&rv))
+    }
+
+    /// Makes sure that the session is logged in.
+    fn log_in(&mut self) -> Result<(), Failure> {
+        match self.token.log_in(&self.session) {
+            Ok(LoggedIn::Already | LoggedIn::Anew) => Ok(()),
+            Ok(LoggedIn::Later) => Err(Failure::Answer(HsmError::Unavailable)),
+            Err(problem) => Err(lost(&problem)),
+        }
+    }
+
+    /// Makes sure that the handle leads to that key, and that the token works.
+    fn prove_key(
+        &mut self,
+        kind: Kind,
+        (key, object): (ObjectHandle, ObjectId),
+    ) -> Result<(), Failure> {
+        match kind {
+            Kind::RootKey => {}
+            Kind::ImportPair | Kind::Signer => {
+                return self.prove_canary().map_err(|rv| lost(&rv));
+            }
+        }
+        match object::is_at(&self.session, kind, (key, object)) {
+            Ok(true) => {}
+            Ok(false) => return Err(lost(&"a handle leads to another object than before")),
+            Err(error) => {
+                self.reopen()?;
+                return Err(self.blame(&error));
+            }
+        }
+        if let Err(rv) = prove(&self.token.functions, &self.session, key) {
+            self.reopen()?;
+            return Err(self.blame(&rv));
+        }
+        Ok(())
+    }
+
+    /// Whose trouble an error was that cannot be got over: the job's alone if the
+    /// canary works.
+    fn blame(&mut self, why: &dyn std::fmt::Display) -> Failure {
+        match self.prove_canary() {
+            Ok(()) => {
+                tracing::error!(%why, "the HSM fails for one key, and works for another");
+                Failure::Answer(HsmError::Unavailable)
+            }
+            Err(_as_well) => lost(why),
+        }
     }
 
     fn round_trip(&mut self) -> Result<(), Failure> {
@@ -277,10 +438,25 @@ impl Worker {
         self.session.destroy_object(key).map_err(|error| self.failed(&error))
     }
 
-    /// Whether token and session work.
+    /// Whether token and session work. After an error the session is of no use.
     pub(super) fn prove_canary(&self) -> Result<(), RvError> {
-        let canary = self.token.handle(Kind::RootKey, CANARY);
-        prove(&self.token.functions, &self.session, canary.ok_or(RvError::ObjectHandleInvalid)?)
+        let canary = match self.token.handle(Kind::RootKey, CANARY) {
+            Some(canary) => canary,
+            None => self.find_canary().map_err(|error| match error {
+                Error::Pkcs11(rv, _) => rv,
+                _ => RvError::FunctionFailed,
+            })?,
+        };
+        prove(&self.token.functions, &self.session, canary)
+    }
+
+    /// After another login its handle is not known yet.
+    fn find_canary(&self) -> Result<ObjectHandle, Error> {
+        let login = self.token.login();
+        let found = object::find_one(&self.session, Kind::RootKey, CANARY)?;
+        let Some(canary) = found else { return Err(Error::InvalidValue) };
+        self.token.note_found(Kind::RootKey, CANARY, (canary, login));
+        Ok(canary)
     }
 
     /// What an error of a call other than seal and open comes to.
@@ -291,6 +467,11 @@ impl Worker {
         }
         match (verdict_of(error), error) {
             (Verdict::Module, _) => lost(error),
+            // The caller may try again; then it should be there.
+            (Verdict::Login, _) => match self.log_in() {
+                Ok(()) => Failure::Answer(HsmError::Unavailable),
+                Err(failure) => failure,
+            },
             (Verdict::Refused, Error::Pkcs11(rv, _)) => Failure::Answer(HsmError::Refused(*rv)),
             (
                 Verdict::Refused
@@ -329,8 +510,7 @@ fn answer<T>(reply: Reply<T>, result: Result<T, Failure>) -> Result<(), Lost> {
         Err(Failure::Answer(error)) => (Err(error), Ok(())),
         Err(Failure::Lost(lost)) => (Err(HsmError::Unavailable), Err(lost)),
     };
-    // A caller who no longer waits is no matter.
-    drop(reply.send(result));
+    reply.send(result);
     lost
 }
 
