@@ -119,20 +119,21 @@ impl Supervisor {
                     let since = Instant::now();
                     let next = self.watch(&mut up);
                     self.take_down(up, next);
-                    if next == Next::Again && since.elapsed() >= STEADY {
+                    pause = FIRST_PAUSE;
+                    match next {
                         // The first time in a while: at once.
-                        pause = FIRST_PAUSE;
-                        continue;
+                        Next::Again if since.elapsed() >= STEADY => next,
+                        Next::Again => self.wait_out(None, pause),
+                        Next::End => next,
                     }
-                    if next == Next::End { next } else { self.wait_out(None, pause) }
                 }
                 Err(problem) => {
                     self.say_down(problem.to_string());
-                    self.refuse_all();
-                    self.wait_out(Some(&problem), pause)
+                    let next = self.wait_out(Some(&problem), pause);
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    next
                 }
             };
-            pause = (pause * 2).min(LONGEST_PAUSE);
             self.refuse_all();
             if next == Next::End {
                 return;
