@@ -25,7 +25,7 @@ pub(super) const CHECK_AAD: &[u8] = b"check value of a root key";
 pub(super) const CHECK_TEXT: &[u8] = b"rootkeyd root key";
 
 /// What a handle of ours leads to.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(super) enum Kind {
     /// A root key.
     RootKey,
@@ -91,8 +91,9 @@ pub(super) fn find_one(
 ) -> Result<Option<ObjectHandle>> {
     let found = session.find_objects(&[kind.class(), TOKEN, id(object)])?;
     Ok(match found[..] {
-        [handle] => Some(handle),
         [handle, ..] if object == CANARY => Some(handle),
+        // Of one class there are several kinds.
+        [handle] => is_at(session, kind, (handle, object))?.then_some(handle),
         _ => None,
     })
 }

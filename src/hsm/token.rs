@@ -92,7 +92,7 @@ pub(super) struct Token {
     import_pairs: Handles,
     signers: Handles,
     /// What was looked for and is not there, and when.
-    absent: RwLock<HashMap<ObjectId, Instant>>,
+    absent: RwLock<HashMap<(Kind, ObjectId), Instant>>,
 }
 
 type Handles = RwLock<HashMap<ObjectId, Handle>>;
@@ -208,7 +208,7 @@ impl Token {
         object: ObjectId,
         (handle, login): (ObjectHandle, u64),
     ) {
-        self.absent.write().remove(&object);
+        self.absent.write().remove(&(kind, object));
         self.handles(kind).write().insert(object, Handle { handle, login });
     }
 
@@ -225,12 +225,12 @@ impl Token {
         self.handles(kind).write().remove(&object);
         let mut absent = self.absent.write();
         absent.retain(|_, since| since.elapsed() < ABSENT);
-        absent.insert(object, Instant::now());
+        absent.insert((kind, object), Instant::now());
     }
 
     /// Whether that was noted a moment ago.
-    pub(super) fn is_absent(&self, object: ObjectId) -> bool {
-        self.absent.read().get(&object).is_some_and(|since| since.elapsed() < ABSENT)
+    pub(super) fn is_absent(&self, kind: Kind, object: ObjectId) -> bool {
+        self.absent.read().get(&(kind, object)).is_some_and(|since| since.elapsed() < ABSENT)
     }
 
     fn handles(&self, kind: Kind) -> &Handles {

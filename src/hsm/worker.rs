@@ -333,7 +333,7 @@ impl Worker {
 
     /// Looks for an object.
     fn find(&mut self, kind: Kind, object: ObjectId) -> Result<ObjectHandle, Failure> {
-        if self.token.is_absent(object) {
+        if self.token.is_absent(kind, object) {
             return Err(Failure::Answer(HsmError::Missing));
         }
         self.log_in()?;
