@@ -9,6 +9,7 @@
 #![expect(clippy::print_stdout, reason = "how much was tried says what the result is worth")]
 
 #[path = "common/chaos.rs"]
+#[allow(unreachable_pub, reason = "each test binary has its own")]
 mod chaos;
 mod common;
 #[path = "chaos-pkcs11/layout.rs"]
@@ -428,8 +429,7 @@ async fn under_every_fault_an_answer_is_right_or_says_that_the_hsm_is_away() {
         report(&format!("HSM: {name}"), Seen { checked: answered, ..row });
         assert!(wrong.is_empty(), "{name}: {} of them: {:#?}", wrong.len(), &wrong[..1]);
     }
-    let mut probe = client.clone();
-    daemon.until("not ready", async || is_ready(&mut probe).await).await;
+    daemon.until("not ready", async || is_ready(&client).await).await;
     let book = callers.end().await;
     for wrapped in &wrapped {
         assert!(wrapped.unwraps(&mut client).await);

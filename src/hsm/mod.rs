@@ -6,6 +6,8 @@
 //! every job fails at once, and the supervisor brings the module back by itself.
 //! Root keys are handles here and never bytes.
 
+mod activity;
+mod circuit;
 mod ffi;
 mod import;
 mod job;
@@ -15,6 +17,7 @@ mod mechanism;
 mod oaep;
 mod object;
 mod pair;
+mod recovery;
 mod root_key;
 mod rv;
 mod signer;

@@ -3,29 +3,28 @@
 //!
 //! Down means: stop the workers, refuse what waits, close the sessions, finalize
 //! the module. In another order SoftHSM crashes (`facts/hsm-and-grpc.md`, C).
-//!
-//! It is the circuit breaker as well. The circuit is open, and every call fails at
-//! once, while the module is down, which one bring-up after another tries to end, and
-//! while all workers hang, which one probe after another tries to see the end of.
+//! Its circuit breaker: `circuit.rs`.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use cryptoki::context::Pkcs11;
 use cryptoki::error::RvError;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 use tokio::sync::watch;
 
+use super::activity::Activity;
+use super::circuit::Pulse;
 use super::job::{Job, Work};
 use super::login::Login;
 use super::object::Kind;
 use super::root_key::patiently;
 use super::token::{self, Problem, Token};
-use super::worker::{Activity, Never, Worker, prove};
+use super::worker::{Never, Worker, prove};
 use super::{Health, HsmError, Settings, object};
 use crate::domain::ObjectId;
 
@@ -39,59 +38,41 @@ pub(super) enum Control {
 
 /// Owns module and workers.
 pub(super) struct Supervisor {
-    settings: Settings,
-    ask: Sender<Job>,
-    jobs: Receiver<Job>,
+    pub(super) settings: Settings,
+    pub(super) ask: Sender<Job>,
+    pub(super) jobs: Receiver<Job>,
     control: Sender<Control>,
     orders: Receiver<Control>,
-    tell: watch::Sender<Health>,
-    token: Arc<ArcSwapOption<Token>>,
+    pub(super) tell: watch::Sender<Health>,
+    pub(super) token: Arc<ArcSwapOption<Token>>,
     login: Arc<Login>,
     /// Threads of earlier starts that hang in the module to this day.
     hung: Vec<JoinHandle<()>>,
 }
 
 /// The module while it is up.
-struct Up {
-    generation: u64,
+pub(super) struct Up {
+    pub(super) generation: u64,
     module: Pkcs11,
-    token: Arc<Token>,
+    pub(super) token: Arc<Token>,
     /// Holds the login.
     session: Session,
-    workers: Vec<Hand>,
+    pub(super) workers: Vec<Hand>,
     /// Dropped, it stops the workers.
     stop: Sender<Never>,
     stopped: Receiver<Never>,
-    pulse: Pulse,
-}
-
-/// Whether the workers get on.
-struct Pulse {
-    circuit: Circuit,
-    /// A probe that is not answered yet.
-    asked: Option<Receiver<bool>>,
-    /// When the last one was answered.
-    last: Instant,
-}
-
-/// Whether calls are let through.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Circuit {
-    /// They are.
-    Closed,
-    /// They fail at once.
-    Open,
+    pub(super) pulse: Pulse,
 }
 
 /// A worker's thread, and what it is at.
-struct Hand {
+pub(super) struct Hand {
     thread: JoinHandle<()>,
-    activity: Arc<Activity>,
+    pub(super) activity: Arc<Activity>,
 }
 
 /// Whether to go on.
 #[derive(Clone, Copy, PartialEq)]
-enum Next {
+pub(super) enum Next {
     Again,
     End,
 }
@@ -174,7 +155,7 @@ impl Supervisor {
         let token = Arc::new(token);
         let (stop, stopped) = crossbeam_channel::bounded(0);
         let workers = Vec::new();
-        let pulse = Pulse { circuit: Circuit::Closed, asked: None, last: Instant::now() };
+        let pulse = Pulse::new();
         let mut up = Up { generation, module, token, session, workers, stop, stopped, pulse };
         for _ in 0..self.settings.workers {
             self.add_worker(&mut up)?;
@@ -230,20 +211,6 @@ impl Supervisor {
         }
     }
 
-    /// Opens the circuit if no worker gets on: callers would wait for nothing.
-    fn open_if_stalled(&self, up: &mut Up) {
-        let limit = STALLED.min(self.settings.stuck_after);
-        let gets_on = |hand: &Hand| !hand.is_gone() && !hand.activity.is_stuck(limit);
-        if up.pulse.circuit == Circuit::Open || up.workers.iter().any(gets_on) {
-            return;
-        }
-        up.pulse.circuit = Circuit::Open;
-        self.token.store(None);
-        self.say_down(HANGS.into());
-        // The probe among them, which is sent again.
-        self.refuse_all();
-    }
-
     /// Gives workers up that hang in the module, since a C call cannot be
     /// cancelled, and puts others in their places: so many and no more, as each
     /// holds a session.
@@ -274,51 +241,11 @@ impl Supervisor {
 
     /// Has a worker try what key material the token unwraps, unless that is known.
     /// A full queue is no matter: the next time will do.
-    fn try_unwrapping(&self, up: &Up) {
+    pub(super) fn try_unwrapping(&self, up: &Up) {
         if up.token.ways.get().is_none() {
             let deadline = Instant::now() + PROBE_PATIENCE;
             drop(self.ask.try_send(Job { work: Work::TryUnwrapping, deadline }));
         }
-    }
-
-    /// Tries a quiet token, and one whose circuit is open; while jobs wait they show
-    /// that they are done. A probe that is done closes the circuit.
-    fn feel_pulse(&self, up: &mut Up) -> Option<Next> {
-        if let Some(asked) = &up.pulse.asked {
-            match asked.try_recv() {
-                Ok(true) => self.close(up),
-                Ok(false) => {
-                    tracing::error!("the HSM does not do what it did before");
-                    return Some(Next::Again);
-                }
-                // Refused or given up, and asked again.
-                Err(TryRecvError::Disconnected) => up.pulse.asked = None,
-                Err(TryRecvError::Empty) => {}
-            }
-            return None;
-        }
-        let open = up.pulse.circuit == Circuit::Open;
-        if open || (self.jobs.is_empty() && up.pulse.last.elapsed() >= PROBE_EVERY) {
-            let (reply, answer) = crossbeam_channel::bounded(1);
-            let deadline = Instant::now() + PROBE_PATIENCE;
-            // Full: jobs wait after all.
-            if self.ask.try_send(Job { work: Work::Probe(reply), deadline }).is_ok() {
-                up.pulse.asked = Some(answer);
-            }
-        }
-        None
-    }
-
-    fn close(&self, up: &mut Up) {
-        up.pulse.asked = None;
-        up.pulse.last = Instant::now();
-        if up.pulse.circuit == Circuit::Open {
-            up.pulse.circuit = Circuit::Closed;
-            self.token.store(Some(Arc::clone(&up.token)));
-            tracing::info!(generation = up.generation, "the HSM answers again");
-            self.tell.send_replace(Health::Ready { generation: up.generation });
-        }
-        self.try_unwrapping(up);
     }
 
     fn take_down(&mut self, up: Up, next: Next) {
@@ -367,7 +294,7 @@ impl Supervisor {
         }
     }
 
-    fn say_down(&self, problem: String) {
+    pub(super) fn say_down(&self, problem: String) {
         let known = matches!(&*self.tell.borrow(), Health::Down { problem: p } if *p == problem);
         if !known {
             tracing::error!(problem, "the HSM is down");
@@ -393,7 +320,7 @@ impl Supervisor {
         }
     }
 
-    fn refuse_all(&self) {
+    pub(super) fn refuse_all(&self) {
         for job in self.jobs.try_iter() {
             job.refuse(HsmError::Unavailable);
         }
@@ -402,7 +329,7 @@ impl Supervisor {
 
 impl Hand {
     /// Given up, or at its end.
-    fn is_gone(&self) -> bool {
+    pub(super) fn is_gone(&self) -> bool {
         self.activity.is_fenced() || self.thread.is_finished()
     }
 }
@@ -420,11 +347,8 @@ fn make_canary(session: &Session) -> Result<ObjectHandle, Problem> {
 
 /// A root key that wraps nothing: it is there to be tried.
 pub(super) const CANARY: ObjectId = ObjectId::from_bytes(*b"rootkeyd-canary\0");
-/// How often the workers are looked at, and a quiet token is tried.
+/// How often the workers are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// How long all workers may be in one call each before callers are refused.
-const STALLED: Duration = Duration::from_secs(2);
 /// If the supervisor itself was away so long, nobody can be blamed for hanging.
 const SELF_STALLED: Duration = Duration::from_secs(1);
 /// A token that was up so long is brought up again at once.
@@ -434,7 +358,7 @@ const STEADY: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long a probe may wait for a worker.
-const PROBE_PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long workers may take to end, and how often that is looked at: while the token
 /// is away, and at the end, when a module that is not finalized may crash.
 const JOIN_PATIENCE: Duration = Duration::from_secs(1);
@@ -444,4 +368,3 @@ const JOIN_PAUSE: Duration = Duration::from_millis(1);
 const MOST_REPLACED: usize = 4;
 const ENDED: &str = "the daemon stops";
 const LOST: &str = "the token is lost; connect it again, and the daemon recovers by itself";
-const HANGS: &str = "all calls into the HSM hang; when they come back the daemon goes on by itself, else restart it";
