@@ -776,7 +776,7 @@ const fn default_hsm_queue() -> usize {
 }
 
 const fn default_stuck_seconds() -> u64 {
-    60
+    10
 }
 
 const fn default_object_deadline_seconds() -> u64 {

@@ -11,18 +11,20 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select_biased};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::activity::Activity;
 use super::job::{Import, Job, Reply, Work};
+use super::login::{self, Stamp};
 use super::object::Kind;
 use super::shelf::Shelf;
-use super::supervisor::{self, Stamp};
 use super::wire::{self, Answer, Ask, Begin, Begun, Said, Shown, Trouble};
-use super::worker::{Activity, Never};
+use super::worker::Never;
 use super::{Crypted, HsmError, Sealed, WorkerCommand};
 use crate::domain::{ObjectId, SealedMaterial};
 
@@ -64,6 +66,8 @@ pub(super) struct Watch {
     pub(super) activity: Activity,
     /// The process, until it is waited for.
     process: Mutex<Option<Pid>>,
+    /// That it hangs, with what it is at now.
+    pub(super) reported: AtomicBool,
 }
 
 /// Of all couriers, one logs in at a time, and none with a PIN that was refused: the
@@ -123,13 +127,13 @@ impl Courier {
 
     fn log_in(&self) -> Result<(Process, Shown), Trouble> {
         let mut refused = self.gate.lock();
-        let now = supervisor::stamp(Path::new(&self.begin.pin_file));
-        if refused.is_some() && *refused == now {
+        let now = login::stamp(Path::new(&self.begin.pin_file));
+        if *refused == Some(now) {
             let problem = "the token refused the PIN; it is tried again when its file changes";
             return Err(Trouble { problem: problem.into(), pin_refused: true });
         }
         let started = self.start();
-        *refused = started.as_ref().err().filter(|it| it.pin_refused).and(now);
+        *refused = started.as_ref().err().filter(|it| it.pin_refused).map(|_refused| now);
         started
     }
 
@@ -191,7 +195,8 @@ impl Courier {
     }
 
     fn carry(&self, process: &mut Process, job: Job) -> io::Result<()> {
-        self.watch.activity.begin(job.work.allowance());
+        self.watch.reported.store(false, Ordering::Relaxed);
+        self.watch.activity.begin(Some(&job.work));
         let (ask, waiting) = split(job.work);
         let asked = wire::write(&mut process.stream, &ask);
         // Its DEKs are wiped before the wait.
@@ -215,27 +220,27 @@ impl Courier {
     fn deliver(&self, waiting: Waiting, said: Said) -> io::Result<()> {
         // A caller who no longer waits is no matter.
         match (waiting, said) {
-            (Waiting::Crypted(reply), Said::Crypted(result)) => drop(reply.send(result)),
+            (Waiting::Crypted(reply), Said::Crypted(result)) => reply.send(result),
             (Waiting::Sealed(reply, object), Said::Sealed(result)) => {
                 if result.is_ok() {
                     self.shelf.note(Kind::RootKey, object, true);
                 }
-                drop(reply.send(result));
+                reply.send(result);
             }
             (Waiting::Bytes(reply, made), Said::Bytes(result)) => {
                 if let (Ok(_), Some((kind, object))) = (&result, made) {
                     self.shelf.note(kind, object, true);
                 }
-                drop(reply.send(result));
+                reply.send(result);
             }
             (Waiting::Destroyed(reply, object), Said::Destroyed(result)) => {
                 for kind in Kind::ALL {
                     self.shelf.note(kind, object, false);
                 }
-                let _ = reply.send(result);
+                reply.send(result);
             }
             (Waiting::Took(reply), Said::Took(result)) => {
-                let _ = reply.send(result.map(Duration::from_nanos));
+                reply.send(result.map(Duration::from_nanos));
             }
             // Err: the keeper waits no longer.
             (Waiting::Works(reply), Said::Works(works)) => drop(reply.try_send(works)),
@@ -307,11 +312,11 @@ impl Waiting {
     fn refuse(self) {
         const ERROR: HsmError = HsmError::Unavailable;
         match self {
-            Self::Crypted(reply) => drop(reply.send(Err(ERROR))),
-            Self::Sealed(reply, _) => drop(reply.send(Err(ERROR))),
-            Self::Bytes(reply, _) => drop(reply.send(Err(ERROR))),
-            Self::Destroyed(reply, _) => drop(reply.send(Err(ERROR))),
-            Self::Took(reply) => drop(reply.send(Err(ERROR))),
+            Self::Crypted(reply) => reply.send(Err(ERROR)),
+            Self::Sealed(reply, _) => reply.send(Err(ERROR)),
+            Self::Bytes(reply, _) => reply.send(Err(ERROR)),
+            Self::Destroyed(reply, _) => reply.send(Err(ERROR)),
+            Self::Took(reply) => reply.send(Err(ERROR)),
             Self::Works(reply) => drop(reply),
             Self::Unwraps => {}
         }

@@ -38,7 +38,7 @@ impl Worker {
             return Err(Failure::Answer(HsmError::Refused(RvError::TemplateInconsistent)));
         };
         self.synchronize()?;
-        self.token.note(Kind::ImportPair, object, Some(private));
+        self.token.note(Kind::ImportPair, object, private);
         Ok(public)
     }
 
@@ -55,7 +55,7 @@ impl Worker {
         let (fresh, handle) = self.read_back(Kind::RootKey, *object, &asked)?;
         self.check_length(&fresh, handle)?;
         self.synchronize()?;
-        self.token.note(Kind::RootKey, *object, Some(handle));
+        self.token.note(Kind::RootKey, *object, handle);
         let sealed = Sealed { iv: material.nonce_iv, bytes: material.encrypted_nonce.clone() };
         let opened = self.open(*object, NO_AAD, &sealed).map_err(|failure| match failure {
             Failure::Answer(HsmError::Unverified) => Failure::Answer(HsmError::NonceUnverified),
@@ -163,7 +163,7 @@ impl Worker {
 /// session, and so tells nothing about the key.
 fn is_passing(rv: RvError) -> bool {
     match verdict(rv) {
-        Verdict::Session | Verdict::Object => true,
+        Verdict::Session | Verdict::Login | Verdict::Object => true,
         Verdict::Unverified | Verdict::Ambiguous | Verdict::Module | Verdict::Refused => false,
     }
 }
@@ -490,7 +490,7 @@ mod tests {
                 pair::generate(&session, pair_id, pair::Decrypts::No).unwrap();
                 let private =
                     object::find_one(&session, Kind::ImportPair, pair_id).unwrap().unwrap();
-                token.note(Kind::ImportPair, pair_id, Some(private));
+                token.note(Kind::ImportPair, pair_id, private);
                 let public = pair::public_key(&session, pair_id, private).unwrap().unwrap();
                 let sealed = material(&public, ImportAlgorithm::OaepSha256, &[5; 32]);
                 let refused = Err(HsmError::Refused(RvError::MechanismInvalid));

@@ -1,8 +1,10 @@
 //! The jobs that the queue holds: plain data, and where the answer goes.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{Crypt, Crypted, HsmError, Sealed};
@@ -75,33 +77,84 @@ impl Work {
     pub(super) const fn allowance(&self) -> Duration {
         match self {
             Self::GenerateImportPair(..) | Self::TryUnwrapping => PAIR_ALLOWANCE,
+            Self::Generate(..) | Self::Import(..) | Self::MakeSigner(..) | Self::Destroy(..) => {
+                OBJECT_ALLOWANCE
+            }
             Self::Crypt(..)
-            | Self::Generate(..)
-            | Self::Import(..)
-            | Self::MakeSigner(..)
             | Self::SignerKey(..)
             | Self::Sign(..)
-            | Self::Destroy(..)
             | Self::RoundTrip(_)
             | Self::Probe(_) => Duration::ZERO,
         }
     }
+
+    /// By which its caller can be answered while a worker is at it.
+    pub(super) fn recall(&self) -> Option<Arc<dyn Recall>> {
+        Some(match self {
+            Self::Crypt(_, Reply(reply)) => Arc::clone(reply) as _,
+            Self::Generate(_, Reply(reply)) | Self::Import(_, Reply(reply)) => {
+                Arc::clone(reply) as _
+            }
+            Self::GenerateImportPair(_, Reply(reply))
+            | Self::MakeSigner(_, Reply(reply))
+            | Self::SignerKey(_, Reply(reply))
+            | Self::Sign(_, _, Reply(reply)) => Arc::clone(reply) as _,
+            Self::Destroy(_, Reply(reply)) => Arc::clone(reply) as _,
+            Self::RoundTrip(Reply(reply)) => Arc::clone(reply) as _,
+            // The supervisor does not wait for these.
+            Self::Probe(_) | Self::TryUnwrapping => return None,
+        })
+    }
 }
 
-pub(super) type Reply<T> = oneshot::Sender<Result<T, HsmError>>;
+/// Where the answer goes. It can be given once: the supervisor may refuse in place of
+/// a worker that hangs, and if that comes back it has nobody to answer.
+pub(super) struct Reply<T>(Arc<Slot<T>>);
+
+type Slot<T> = Mutex<Option<oneshot::Sender<Result<T, HsmError>>>>;
+
+/// Takes a job's answer away from its worker.
+pub(super) trait Recall: Send + Sync {
+    /// Refuses, unless it was answered.
+    fn refuse(&self, error: HsmError);
+}
+
+impl<T: Send> Recall for Slot<T> {
+    fn refuse(&self, error: HsmError) {
+        if let Some(reply) = self.lock().take() {
+            // A caller who no longer waits is no matter.
+            drop(reply.send(Err(error)));
+        }
+    }
+}
+
+impl<T> Reply<T> {
+    pub(super) fn new() -> (Self, oneshot::Receiver<Result<T, HsmError>>) {
+        let (reply, answer) = oneshot::channel();
+        (Self(Arc::new(Mutex::new(Some(reply)))), answer)
+    }
+
+    /// Answers, unless that was done.
+    pub(super) fn send(self, result: Result<T, HsmError>) {
+        if let Some(reply) = self.0.lock().take() {
+            // A caller who no longer waits is no matter.
+            drop(reply.send(result));
+        }
+    }
+}
 
 impl Job {
-    /// Answers that it was not done. A caller who no longer waits is no matter.
+    /// Answers that it was not done.
     pub(super) fn refuse(self, error: HsmError) {
         match self.work {
-            Work::Crypt(_, reply) => drop(reply.send(Err(error))),
-            Work::Generate(_, reply) | Work::Import(_, reply) => drop(reply.send(Err(error))),
+            Work::Crypt(_, reply) => reply.send(Err(error)),
+            Work::Generate(_, reply) | Work::Import(_, reply) => reply.send(Err(error)),
             Work::GenerateImportPair(_, reply)
             | Work::MakeSigner(_, reply)
             | Work::SignerKey(_, reply)
-            | Work::Sign(_, _, reply) => drop(reply.send(Err(error))),
-            Work::Destroy(_, reply) => drop(reply.send(Err(error))),
-            Work::RoundTrip(reply) => drop(reply.send(Err(error))),
+            | Work::Sign(_, _, reply) => reply.send(Err(error)),
+            Work::Destroy(_, reply) => reply.send(Err(error)),
+            Work::RoundTrip(reply) => reply.send(Err(error)),
             // The supervisor takes no answer for what it is.
             Work::Probe(reply) => drop(reply),
             // The supervisor asks again.
@@ -113,3 +166,5 @@ impl Job {
 /// The search for the primes of RSA-4096 takes a second or two, and on a busy
 /// machine, with bad luck, much longer.
 const PAIR_ALLOWANCE: Duration = Duration::from_secs(60);
+/// An HSM with many objects takes its time to make or destroy one.
+const OBJECT_ALLOWANCE: Duration = Duration::from_secs(10);

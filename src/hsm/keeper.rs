@@ -6,6 +6,7 @@
 //! looks after its own process; the token is there while one reader has it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -178,10 +179,11 @@ impl Keeper {
             match hand.role {
                 Role::Reader => {
                     tracing::error!(?limit, "a worker process hangs in the module; it is killed");
+                    hand.watch.activity.fence();
                     hand.watch.kill();
                 }
                 Role::Writer => {
-                    if hand.watch.activity.fence() {
+                    if !hand.watch.reported.swap(true, Ordering::Relaxed) {
                         tracing::error!(
                             ?limit,
                             "the writing worker process hangs; it is waited for"

@@ -6,16 +6,21 @@
 //! every job fails at once, and the supervisor brings the module back by itself.
 //! Root keys are handles here and never bytes.
 
+mod activity;
+mod circuit;
 mod confine;
 mod courier;
 mod ffi;
 mod import;
 mod job;
 mod keeper;
+mod ladder;
+mod login;
 mod mechanism;
 mod oaep;
 mod object;
 mod pair;
+mod recovery;
 mod root_key;
 mod rv;
 mod shelf;
@@ -40,7 +45,7 @@ use cryptoki::error::RvError;
 use minicbor::{Decode, Encode};
 use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 pub use token::{TokenInfo, make_token};
 pub use worker_process::serve_worker;
@@ -513,7 +518,7 @@ impl Hsm {
         if !self.is_up() {
             return Err(HsmError::Unavailable);
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = Reply::new();
         let job = Job { work: work(reply), deadline };
         let queue = if job.work.changes_objects() { &self.0.writes } else { &self.0.jobs };
         queue.try_send(job).map_err(|error| match error {

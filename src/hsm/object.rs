@@ -15,6 +15,7 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 use cryptoki::session::Session;
 
 use super::mechanism::{MAKE_ROOT_KEY, SEAL};
+use super::supervisor::CANARY;
 use crate::domain::ObjectId;
 
 /// What [`super::Hsm::check`] authenticates; no wrapped DEK has such AAD, whose
@@ -72,7 +73,8 @@ pub(super) fn index(session: &Session, kind: Kind) -> Result<HashMap<ObjectId, O
     let mut doubled = Vec::new();
     for handle in session.find_objects(&[kind.class(), TOKEN])? {
         let Some(id) = ours(session, kind, handle)? else { continue };
-        if index.insert(id, handle).is_some() {
+        // Of canaries any will do.
+        if index.insert(id, handle).is_some() && id != CANARY {
             tracing::error!(object = %id, "two objects in the token have one CKA_ID; not used");
             doubled.push(id);
         }
@@ -83,14 +85,29 @@ pub(super) fn index(session: &Session, kind: Kind) -> Result<HashMap<ObjectId, O
     Ok(index)
 }
 
-/// The one object of that kind with that CKA_ID, if there is just one.
+/// The one object of that kind with that CKA_ID, if there is just one. Of canaries
+/// any will do.
 pub(super) fn find_one(
     session: &Session,
     kind: Kind,
     object: ObjectId,
 ) -> Result<Option<ObjectHandle>> {
     let found = session.find_objects(&[kind.class(), TOKEN, id(object)])?;
-    Ok(if let [handle] = found[..] { Some(handle) } else { None })
+    Ok(match found[..] {
+        [handle, ..] if object == CANARY => Some(handle),
+        // Of one class there are several kinds.
+        [handle] => is_at(session, kind, (handle, object))?.then_some(handle),
+        _ => None,
+    })
+}
+
+/// Whether the handle leads to that object.
+pub(super) fn is_at(
+    session: &Session,
+    kind: Kind,
+    (handle, object): (ObjectHandle, ObjectId),
+) -> Result<bool> {
+    Ok(ours(session, kind, handle)? == Some(object))
 }
 
 /// The objects of whatever class with that CKA_ID.
@@ -172,10 +189,19 @@ pub(super) fn destroy(session: &Session, object: ObjectId) -> Result<()> {
     Ok(())
 }
 
-/// The CKA_ID, if the object is one of ours.
+/// The CKA_ID, if the object is one of ours. An object may be shown without its
+/// attributes for a moment (`patiently`), so one that has none is looked at again.
 fn ours(session: &Session, kind: Kind, handle: ObjectHandle) -> Result<Option<ObjectId>> {
-    let read = session.get_attributes(handle, &[AttributeType::Label, AttributeType::Id])?;
-    let [Attribute::Label(label), Attribute::Id(id)] = &read[..] else { return Ok(None) };
+    let read = || session.get_attributes(handle, &[AttributeType::Label, AttributeType::Id]);
+    let mut attributes = read()?;
+    for _ in 0..LOOKS {
+        if attributes.len() == 2 {
+            break;
+        }
+        std::thread::sleep(LOOK_PAUSE);
+        attributes = read()?;
+    }
+    let [Attribute::Label(label), Attribute::Id(id)] = &attributes[..] else { return Ok(None) };
     let id: Option<[u8; 16]> = id.as_slice().try_into().ok();
     Ok(id.map(ObjectId::from_bytes).filter(|id| *label == kind.label(*id)))
 }
@@ -217,3 +243,6 @@ pub(super) const TOKEN: Attribute = Attribute::Token(true);
 /// How often to try the whole template, and how long to wait in between.
 pub(super) const TRIES: usize = 10;
 const TRY_PAUSE: Duration = Duration::from_millis(10);
+/// How often to look again at an object that shows no attributes, and how long to wait.
+const LOOKS: usize = 3;
+const LOOK_PAUSE: Duration = Duration::from_millis(2);

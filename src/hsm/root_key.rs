@@ -19,7 +19,7 @@ impl Worker {
         let asked = object::template(object, Origin::Generated);
         let (_session, handle) = self.read_back(Kind::RootKey, object, &asked)?;
         self.synchronize()?;
-        self.token.note(Kind::RootKey, object, Some(handle));
+        self.token.note(Kind::RootKey, object, handle);
         self.check_value(object)
     }
 
@@ -42,7 +42,7 @@ impl Worker {
         if let Some(handle) = as_asked.map_err(|error| self.failed(&error))? {
             return Ok((fresh, handle));
         }
-        let handle = last.ok_or(Failure::Answer(HsmError::Missing))?;
+        let Some(handle) = last else { return Err(self.absent(kind, object)) };
         let differs = object::differences(&fresh, handle, asked);
         tracing::error!(%object, ?differs, "the token made another key than was asked for");
         Err(Failure::Answer(HsmError::Refused(RvError::TemplateInconsistent)))
@@ -60,15 +60,14 @@ impl Worker {
     }
 
     pub(super) fn destroy(&mut self, object: ObjectId) -> Result<(), Failure> {
-        self.token.note(Kind::RootKey, object, None);
-        self.token.note(Kind::ImportPair, object, None);
-        self.token.note(Kind::Signer, object, None);
+        self.token.forget(object);
         object::destroy(&self.session, object).map_err(|error| self.failed(&error))?;
         self.synchronize()?;
         let fresh = self.token.session().map_err(|error| self.failed(&error))?;
         let left = object::find_all(&fresh, object).map_err(|error| self.failed(&error))?;
         if left.is_empty() {
-            return Ok(());
+            // Nor would a token show any that has lost our login.
+            return self.in_good_order();
         }
         tracing::error!(%object, "the token still shows the object that it destroyed");
         Err(Failure::Answer(HsmError::Unavailable))

@@ -13,11 +13,13 @@ pub(super) enum Verdict {
     /// The ciphertext, or the wrapped key, does not verify.
     Unverified,
     /// The ciphertext does not verify, or the module is in trouble: SoftHSM says
-    /// the same of both. A round trip tells them apart: with the same key, or with
-    /// the canary if the key only unwraps.
+    /// the same of both. Round trips tell them apart (`ladder.rs`): with the same key,
+    /// or with the canary if the key only unwraps.
     Ambiguous,
     /// The session is of no use; another one may be.
     Session,
+    /// The login is gone; the session is logged in anew.
+    Login,
     /// The handle leads nowhere; the object must be looked for again.
     Object,
     /// The token is gone or the module does not work: start it anew.
@@ -51,7 +53,7 @@ pub(super) fn verdict_of(error: &Error) -> Verdict {
 }
 
 /// What is not here is [`Verdict::Refused`].
-const TABLE: [(RvError, Verdict); 34] = [
+const TABLE: [(RvError, Verdict); 37] = [
     (RvError::EncryptedDataInvalid, Verdict::Unverified),
     (RvError::EncryptedDataLenRange, Verdict::Unverified),
     (RvError::UnknownErrorCode(CKR_AEAD_DECRYPT_FAILED), Verdict::Unverified),
@@ -75,7 +77,11 @@ const TABLE: [(RvError, Verdict); 34] = [
     (RvError::KeyTypeInconsistent, Verdict::Object),
     (RvError::UnwrappingKeyHandleInvalid, Verdict::Object),
     (RvError::UnwrappingKeyTypeInconsistent, Verdict::Object),
-    (RvError::UserNotLoggedIn, Verdict::Module),
+    (RvError::UserNotLoggedIn, Verdict::Login),
+    // The handle of the session leads to another kind of session now.
+    (RvError::SessionReadOnly, Verdict::Session),
+    (RvError::RandomNoRng, Verdict::Module),
+    (RvError::CantLock, Verdict::Module),
     (RvError::PinExpired, Verdict::Module),
     (RvError::SlotIdInvalid, Verdict::Module),
     (RvError::TokenNotPresent, Verdict::Module),

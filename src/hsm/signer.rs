@@ -24,6 +24,7 @@ impl Worker {
         let found = object::find_all(&self.session, object);
         // A job that was given up may have made it after all.
         if found.map_err(|error| self.failed(&error))?.is_empty() {
+            self.in_good_order()?;
             let made = generate(&self.session, object);
             made.map_err(|error| self.failed(&error))?;
         }
@@ -32,16 +33,16 @@ impl Worker {
         let public = patiently(|| public_key(&fresh, object));
         let public = public.map_err(|error| self.failed(&error))?;
         self.synchronize()?;
-        self.token.note(Kind::Signer, object, Some(private));
-        public.ok_or(Failure::Answer(HsmError::Missing))
+        self.token.note(Kind::Signer, object, private);
+        public.ok_or_else(|| self.absent(Kind::Signer, object))
     }
 
     /// The DER SubjectPublicKeyInfo of the signer.
     pub(super) fn signer_key(&mut self, object: ObjectId) -> std::result::Result<Vec<u8>, Failure> {
-        self.locate(Kind::Signer, object)?;
+        self.key(Kind::Signer, object)?;
         let public = patiently(|| public_key(&self.session, object));
         let public = public.map_err(|error| self.failed(&error))?;
-        public.ok_or(Failure::Answer(HsmError::Missing))
+        public.ok_or_else(|| self.absent(Kind::Signer, object))
     }
 
     /// A signature in DER of a SHA-256.

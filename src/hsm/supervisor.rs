@@ -3,22 +3,28 @@
 //!
 //! Down means: stop the workers, refuse what waits, close the sessions, finalize
 //! the module. In another order SoftHSM crashes (`facts/hsm-and-grpc.md`, C).
+//! Its circuit breaker: `circuit.rs`.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use cryptoki::context::Pkcs11;
+use cryptoki::error::RvError;
+use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 use tokio::sync::watch;
 
+use super::activity::Activity;
+use super::circuit::Pulse;
 use super::job::{Job, Work};
+use super::login::Login;
 use super::object::Kind;
+use super::root_key::patiently;
 use super::token::{self, Problem, Token};
-use super::worker::{Activity, Never, Worker};
+use super::worker::{Never, Worker, prove};
 use super::{Health, HsmError, Settings, object};
 use crate::domain::ObjectId;
 
@@ -32,37 +38,41 @@ pub(super) enum Control {
 
 /// Owns module and workers.
 pub(super) struct Supervisor {
-    settings: Settings,
-    ask: Sender<Job>,
-    jobs: Receiver<Job>,
+    pub(super) settings: Settings,
+    pub(super) ask: Sender<Job>,
+    pub(super) jobs: Receiver<Job>,
     control: Sender<Control>,
     orders: Receiver<Control>,
-    tell: watch::Sender<Health>,
-    token: Arc<ArcSwapOption<Token>>,
+    pub(super) tell: watch::Sender<Health>,
+    pub(super) token: Arc<ArcSwapOption<Token>>,
+    login: Arc<Login>,
+    /// Threads of earlier starts that hang in the module to this day.
+    hung: Vec<JoinHandle<()>>,
 }
 
 /// The module while it is up.
-struct Up {
-    generation: u64,
+pub(super) struct Up {
+    pub(super) generation: u64,
     module: Pkcs11,
-    token: Arc<Token>,
+    pub(super) token: Arc<Token>,
     /// Holds the login.
     session: Session,
-    workers: Vec<Hand>,
+    pub(super) workers: Vec<Hand>,
     /// Dropped, it stops the workers.
     stop: Sender<Never>,
     stopped: Receiver<Never>,
+    pub(super) pulse: Pulse,
 }
 
 /// A worker's thread, and what it is at.
-struct Hand {
+pub(super) struct Hand {
     thread: JoinHandle<()>,
-    activity: Arc<Activity>,
+    pub(super) activity: Arc<Activity>,
 }
 
 /// Whether to go on.
 #[derive(Clone, Copy, PartialEq)]
-enum Next {
+pub(super) enum Next {
     Again,
     End,
 }
@@ -75,25 +85,32 @@ impl Supervisor {
         tell: watch::Sender<Health>,
         token: Arc<ArcSwapOption<Token>>,
     ) -> Self {
-        Self { settings, ask, jobs, control, orders, tell, token }
+        let login = Arc::new(Login::new(settings.pin_file.clone()));
+        Self { settings, ask, jobs, control, orders, tell, token, login, hung: Vec::new() }
     }
 
     /// Until it is told to stop.
-    pub(super) fn run(self) {
+    pub(super) fn run(mut self) {
         let mut generation = 0;
         let mut pause = FIRST_PAUSE;
         loop {
             generation += 1;
             let next = match self.bring_up(generation) {
                 Ok(mut up) => {
-                    pause = FIRST_PAUSE;
+                    let since = Instant::now();
                     let next = self.watch(&mut up);
                     self.take_down(up, next);
-                    next
+                    pause = FIRST_PAUSE;
+                    match next {
+                        // The first time in a while: at once.
+                        Next::Again if since.elapsed() >= STEADY => next,
+                        Next::Again => self.wait_out(None, pause),
+                        Next::End => next,
+                    }
                 }
                 Err(problem) => {
                     self.say_down(problem.to_string());
-                    let next = self.wait_out(&problem, pause);
+                    let next = self.wait_out(Some(&problem), pause);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     next
                 }
@@ -105,11 +122,15 @@ impl Supervisor {
         }
     }
 
-    fn bring_up(&self, generation: u64) -> Result<Up, Problem> {
+    fn bring_up(&mut self, generation: u64) -> Result<Up, Problem> {
+        self.hung.retain(|thread| !thread.is_finished());
+        if self.hung.len() >= MOST_REPLACED * self.settings.workers {
+            return Err(Problem::Hung(self.hung.len()));
+        }
         let module = token::load(&self.settings.module)?;
-        let up = Token::open(&module, &self.settings)
+        let up = Token::open(&module, &self.settings, &self.login)
             .and_then(|(token, session)| self.start(generation, module.clone(), token, session));
-        let up = up.inspect_err(|_problem| finalize(module))?;
+        let up = up.inspect_err(|_problem| self.finalize(module))?;
         self.token.store(Some(Arc::clone(&up.token)));
         tracing::info!(
             generation,
@@ -128,30 +149,31 @@ impl Supervisor {
         token: Token,
         session: Session,
     ) -> Result<Up, Problem> {
-        if token.handle(Kind::RootKey, CANARY).is_none() {
-            object::generate(&session, CANARY)?;
-            token.note(Kind::RootKey, CANARY, object::find_one(&session, Kind::RootKey, CANARY)?);
-        }
+        try_canary(&token, &session)?;
         let token = Arc::new(token);
         let (stop, stopped) = crossbeam_channel::bounded(0);
         let workers = Vec::new();
-        let mut up = Up { generation, module, token, session, workers, stop, stopped };
+        let pulse = Pulse::new();
+        let mut up = Up { generation, module, token, session, workers, stop, stopped, pulse };
         for _ in 0..self.settings.workers {
             self.add_worker(&mut up)?;
         }
         Ok(up)
     }
 
+    /// The worker opens its session in its own thread: a module can hang in that, and
+    /// the supervisor must not.
     fn add_worker(&self, up: &mut Up) -> Result<(), Problem> {
         let activity = Arc::new(Activity::default());
+        let (token, seen) = (Arc::clone(&up.token), Arc::clone(&activity));
         let sync_directory = self.settings.sync_directory.clone();
-        let worker = Worker::new(Arc::clone(&up.token), sync_directory, Arc::clone(&activity))?;
         let (jobs, stopped, control) =
             (self.jobs.clone(), up.stopped.clone(), self.control.clone());
         let generation = up.generation;
         let thread = std::thread::Builder::new().name(format!("hsm-{}", up.workers.len()));
         let thread = thread.spawn(move || {
-            if let Err(lost) = worker.run(&jobs, &stopped) {
+            let worker = Worker::new(token, sync_directory, seen);
+            if let Err(lost) = worker.and_then(|worker| worker.run(&jobs, &stopped)) {
                 tracing::error!(%lost, "an HSM worker lost the token");
                 // Err: the supervisor has as many such messages as it needs.
                 drop(control.try_send(Control::Lost { generation }));
@@ -164,23 +186,25 @@ impl Supervisor {
 
     /// Until the token is lost or the end is ordered.
     fn watch(&self, up: &mut Up) -> Next {
+        let mut looked = Instant::now();
         loop {
-            match self.orders.recv_timeout(PROBE_EVERY) {
+            match self.orders.recv_timeout(LOOK_EVERY) {
                 Ok(Control::Stop) | Err(RecvTimeoutError::Disconnected) => {
                     return Next::End;
                 }
                 Ok(Control::Lost { generation }) if generation == up.generation => {
                     return Next::Again;
                 }
-                Ok(Control::Lost { .. }) => {}
-                Err(RecvTimeoutError::Timeout) => {
-                    self.replace_stuck(up);
-                    if !self.answers(up) {
-                        tracing::error!("the HSM does not answer the probe");
-                        return Next::Again;
-                    }
-                    self.try_unwrapping(up);
-                }
+                Ok(Control::Lost { .. }) | Err(RecvTimeoutError::Timeout) => {}
+            }
+            // A machine that was asleep, or that has no time for us, hangs itself.
+            if looked.elapsed() < SELF_STALLED {
+                self.open_if_stalled(up);
+                self.replace_stuck(up);
+            }
+            looked = Instant::now();
+            if let Some(next) = self.feel_pulse(up) {
+                return next;
             }
         }
     }
@@ -190,73 +214,85 @@ impl Supervisor {
     /// holds a session.
     fn replace_stuck(&self, up: &mut Up) {
         let limit = self.settings.stuck_after;
-        let stuck = up.workers.iter().filter(|hand| hand.activity.is_stuck(limit));
-        let newly = stuck.filter(|hand| hand.activity.fence()).count();
-        for _ in 0..newly {
-            tracing::error!(?limit, "an HSM worker hangs in the module; it is given up");
-            if up.workers.len() >= MOST_REPLACED * self.settings.workers {
-                tracing::error!("too many HSM workers hang; no more are replaced");
-            } else if let Err(problem) = self.add_worker(up) {
+        // Those that came back have closed their sessions.
+        up.workers.retain(|hand| !(hand.activity.is_fenced() && hand.thread.is_finished()));
+        for hand in &up.workers {
+            if !hand.is_gone() && hand.activity.is_stuck(limit) {
+                hand.activity.fence();
+                tracing::error!(?limit, "an HSM worker hangs in the module; it is given up");
+                if up.workers.len() >= MOST_REPLACED * self.settings.workers {
+                    tracing::error!("too many HSM workers hang; no more are replaced");
+                }
+            }
+        }
+        let most = MOST_REPLACED * self.settings.workers;
+        while up.workers.iter().filter(|hand| !hand.activity.is_fenced()).count()
+            < self.settings.workers
+            && up.workers.len() < most
+        {
+            if let Err(problem) = self.add_worker(up) {
                 tracing::error!(%problem, "an HSM worker cannot be replaced");
+                return;
             }
         }
     }
 
     /// Has a worker try what key material the token unwraps, unless that is known.
     /// A full queue is no matter: the next time will do.
-    fn try_unwrapping(&self, up: &Up) {
+    pub(super) fn try_unwrapping(&self, up: &Up) {
         if up.token.ways.get().is_none() {
             let deadline = Instant::now() + PROBE_PATIENCE;
             drop(self.ask.try_send(Job { work: Work::TryUnwrapping, deadline }));
         }
     }
 
-    /// Whether a worker does what it is asked. While jobs wait they show it.
-    fn answers(&self, up: &Up) -> bool {
-        if !self.jobs.is_empty() {
-            return true;
-        }
-        let (reply, answer) = crossbeam_channel::bounded(1);
-        let deadline = Instant::now() + PROBE_PATIENCE;
-        match self.ask.try_send(Job { work: Work::Probe(reply), deadline }) {
-            Ok(()) => answer.recv_timeout(PROBE_PATIENCE).unwrap_or_else(|_no_answer| {
-                // All may be making import pairs; `replace_stuck` looks after those.
-                up.workers.iter().any(|hand| hand.activity.is_slow())
-            }),
-            // Full: jobs wait after all.
-            Err(_full) => true,
-        }
-    }
-
-    fn take_down(&self, up: Up, next: Next) {
+    fn take_down(&mut self, up: Up, next: Next) {
         // First, so that no new job is taken and callers fail at once.
         self.token.store(None);
-        match next {
-            Next::Again => self.say_down(LOST.into()),
-            Next::End => drop(self.tell.send_replace(Health::Down { problem: ENDED.into() })),
-        }
+        let patience = match next {
+            Next::Again => {
+                self.say_down(LOST.into());
+                JOIN_PATIENCE
+            }
+            Next::End => {
+                self.tell.send_replace(Health::Down { problem: ENDED.into() });
+                LAST_JOIN_PATIENCE
+            }
+        };
         let Up { module, session, workers, stop, .. } = up;
         drop(stop);
-        let until = Instant::now() + JOIN_PATIENCE;
-        while Instant::now() < until && workers.iter().any(|hand| !hand.thread.is_finished()) {
+        self.refuse_all();
+        let until = Instant::now() + patience;
+        // For those that were given up it is of no use to wait.
+        let is_awaited = |hand: &Hand| !hand.thread.is_finished() && !hand.activity.is_fenced();
+        while Instant::now() < until && workers.iter().any(is_awaited) {
             std::thread::sleep(JOIN_PAUSE);
         }
-        let (done, stuck): (Vec<_>, Vec<_>) =
-            workers.into_iter().partition(|hand| hand.thread.is_finished());
-        for Hand { thread, .. } in done {
-            // Err: it panicked, which the panic hook has logged.
-            let _ = thread.join();
+        for Hand { thread, activity } in workers {
+            if thread.is_finished() {
+                // Err: it panicked, which the panic hook has logged.
+                let _ = thread.join();
+            } else {
+                activity.fence();
+                self.hung.push(thread);
+            }
         }
         drop(session);
-        if stuck.is_empty() {
-            finalize(module);
-        } else {
-            // To finalize under a thread that is in the module would crash.
-            tracing::error!(workers = stuck.len(), "workers hang; the module is not finalized");
+        self.finalize(module);
+    }
+
+    /// Unless a thread is in the module, of this start or an earlier one: to finalize
+    /// under it would crash.
+    fn finalize(&self, module: Pkcs11) {
+        let hung = self.hung.iter().filter(|thread| !thread.is_finished()).count();
+        if hung > 0 {
+            tracing::error!(hung, "workers hang; the module is not finalized");
+        } else if let Err(error) = module.finalize() {
+            tracing::warn!(%error, "the module cannot be finalized");
         }
     }
 
-    fn say_down(&self, problem: String) {
+    pub(super) fn say_down(&self, problem: String) {
         let known = matches!(&*self.tell.borrow(), Health::Down { problem: p } if *p == problem);
         if !known {
             tracing::error!(problem, "the HSM is down");
@@ -265,56 +301,76 @@ impl Supervisor {
     }
 
     /// Waits until it makes sense to try again.
-    fn wait_out(&self, problem: &Problem, pause: Duration) -> Next {
-        let tried = stamp(&self.settings.pin_file);
+    fn wait_out(&self, problem: Option<&Problem>, pause: Duration) -> Next {
+        // The same wrong PIN once more could lock the token.
+        let refused = matches!(problem, Some(Problem::PinRefused { .. }));
+        let mut until = Instant::now() + pause;
         loop {
-            match self.orders.recv_timeout(pause) {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.orders.recv_timeout(left) {
                 Ok(Control::Stop) | Err(RecvTimeoutError::Disconnected) => return Next::End,
                 Ok(Control::Lost { .. }) => {}
-                Err(RecvTimeoutError::Timeout) => {
-                    // The same wrong PIN once more could lock the token.
-                    let refused = matches!(problem, Problem::PinRefused { .. });
-                    if !refused || stamp(&self.settings.pin_file) != tried {
-                        return Next::Again;
-                    }
+                Err(RecvTimeoutError::Timeout) if refused && !self.login.may_try() => {
+                    until = Instant::now() + pause;
                 }
+                Err(RecvTimeoutError::Timeout) => return Next::Again,
             }
         }
     }
 
-    fn refuse_all(&self) {
+    pub(super) fn refuse_all(&self) {
         for job in self.jobs.try_iter() {
             job.refuse(HsmError::Unavailable);
         }
     }
 }
 
-fn finalize(module: Pkcs11) {
-    if let Err(error) = module.finalize() {
-        tracing::warn!(%error, "the module cannot be finalized");
+impl Hand {
+    /// Given up, or at its end.
+    pub(super) fn is_gone(&self) -> bool {
+        self.activity.is_fenced() || self.thread.is_finished()
     }
 }
 
-/// When a file was changed, and its length in bytes.
-pub(super) type Stamp = (SystemTime, u64);
+/// What does not work is not called ready, or callers would meet it first.
+pub(super) fn try_canary(token: &Token, session: &Session) -> Result<(), Problem> {
+    let canary = match token.handle(Kind::RootKey, CANARY) {
+        Some(canary) => canary,
+        None => make_canary(session)?,
+    };
+    token.note(Kind::RootKey, CANARY, canary);
+    prove(&token.functions, session, canary).map_err(Problem::Useless)
+}
 
-/// Changes when the file does.
-pub(super) fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
+/// For a token that is new.
+fn make_canary(session: &Session) -> Result<ObjectHandle, Problem> {
+    // It may be there and have shown no attributes just now.
+    let find = || patiently(|| object::find_one(session, Kind::RootKey, CANARY));
+    if let Some(canary) = find()? {
+        return Ok(canary);
+    }
+    object::generate(session, CANARY)?;
+    find()?.ok_or(Problem::Useless(RvError::ObjectHandleInvalid))
 }
 
 /// A root key that wraps nothing: it is there to be tried.
 pub(super) const CANARY: ObjectId = ObjectId::from_bytes(*b"rootkeyd-canary\0");
-/// How often a quiet token is tried.
-const PROBE_EVERY: Duration = Duration::from_secs(2);
-/// How long to wait before the module is brought up again, at first and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// How long a quiet token may take to answer.
-const PROBE_PATIENCE: Duration = Duration::from_secs(10);
-/// How long workers may take to end, and how often that is looked at.
-const JOIN_PATIENCE: Duration = Duration::from_secs(5);
+/// How often the workers are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// If the supervisor itself was away so long, nobody can be blamed for hanging.
+const SELF_STALLED: Duration = Duration::from_secs(1);
+/// A token that was up so long is brought up again at once.
+const STEADY: Duration = Duration::from_secs(2);
+/// How long to wait before the module is brought up again, at first and at most: so
+/// that 2 s after the end of a fault it is up.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long a probe may wait for a worker.
+pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long workers may take to end, and how often that is looked at: while the token
+/// is away, and at the end, when a module that is not finalized may crash.
+const JOIN_PATIENCE: Duration = Duration::from_secs(1);
+const LAST_JOIN_PATIENCE: Duration = Duration::from_secs(5);
 const JOIN_PAUSE: Duration = Duration::from_millis(1);
 /// Workers that hang and their replacements, to one that was configured.
 const MOST_REPLACED: usize = 4;

@@ -1,13 +1,17 @@
 //! The module, its slot and its token: load, find by label, log in, index the
 //! root keys. And `make_token`, which makes a SoftHSM token for development.
 //!
-//! A wrong PIN is tried once: HSMs lock after a few.
+//! A handle is good for one login: the token may give the same number to another
+//! object after the next. So handles carry the login's number, and one of an earlier
+//! login counts as none; the object is then looked for again (`worker.rs`). With the
+//! module a new `Token` begins, so nothing of before a restart is used after it.
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -15,11 +19,11 @@ use cryptoki::mechanism::MechanismType;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::Slot;
-use cryptoki::types::AuthPin;
 use parking_lot::RwLock;
 use thiserror::Error;
 
 use super::ffi::Functions;
+use super::login::{LoggedIn, Login, auth_pin, is_logged_in};
 use super::object::Kind;
 use super::pair::Decrypts;
 use super::supervisor::CANARY;
@@ -43,10 +47,16 @@ pub(super) enum Problem {
     ManyTokens { label: String, count: usize },
     #[error("the PIN cannot be read from {path} ({source})")]
     Pin { path: String, source: io::Error },
-    #[error("the token refused the PIN ({source}); it is tried again when {path} changes")]
-    PinRefused { path: String, source: Error },
+    #[error("the token refused the PIN ({rv}); it is tried again when {path} changes")]
+    PinRefused { path: String, rv: RvError },
+    #[error("the token is there and does not encrypt and decrypt ({0})")]
+    Useless(RvError),
+    #[error("{0} calls hang in the module; if they do not come back, restart the daemon")]
+    Hung(usize),
     #[error("the token cannot do {mechanism} ({used_for}); use another token")]
     Mechanism { mechanism: String, used_for: &'static str },
+    #[error("the token gives no session ({0})")]
+    NoSession(String),
     #[error("a thread for a session cannot be made ({0})")]
     Thread(io::Error),
     #[error("the module failed: {0}")]
@@ -77,17 +87,33 @@ pub(super) struct Token {
     pub(super) decrypts: Decrypts,
     module: Pkcs11,
     slot: Slot,
+    login: Arc<Login>,
+    /// How often a login was lost and made again since the module was started.
+    logins: AtomicU64,
     root_keys: Handles,
     import_pairs: Handles,
     signers: Handles,
+    /// What was looked for and is not there, and when.
+    absent: RwLock<HashMap<(Kind, ObjectId), Instant>>,
 }
 
-type Handles = RwLock<HashMap<ObjectId, ObjectHandle>>;
+type Handles = RwLock<HashMap<ObjectId, Handle>>;
+
+/// Where an object is, and in which login.
+#[derive(Clone, Copy)]
+struct Handle {
+    handle: ObjectHandle,
+    login: u64,
+}
 
 impl Token {
     /// Initializes the module, logs in and indexes the root keys. The session
     /// returned holds the login and must be closed last.
-    pub(super) fn open(module: &Pkcs11, settings: &Settings) -> Result<(Self, Session), Problem> {
+    pub(super) fn open(
+        module: &Pkcs11,
+        settings: &Settings,
+        login: &Arc<Login>,
+    ) -> Result<(Self, Session), Problem> {
         initialize(module)?;
         let slot = slot_of(module, &settings.token_label)?;
         let mechanisms = module.get_mechanism_list(slot)?;
@@ -97,8 +123,12 @@ impl Token {
             }
         }
         let session = module.open_rw_session(slot)?;
-        log_in(&session, &settings.pin_file)?;
-        let index = |kind| object::index(&session, kind).map(RwLock::new);
+        login.log_in(&session)?;
+        let index = |kind| {
+            let found = object::index(&session, kind)?.into_iter();
+            let noted = found.map(|(id, handle)| (id, Handle { handle, login: 0 }));
+            Ok::<_, Error>(RwLock::new(noted.collect()))
+        };
         let (root_keys, import_pairs) = (index(Kind::RootKey)?, index(Kind::ImportPair)?);
         let signers = index(Kind::Signer)?;
         let name = || settings.module.display().to_string();
@@ -112,9 +142,12 @@ impl Token {
             decrypts: if settings.software_unwrap { Decrypts::Raw } else { Decrypts::No },
             module: module.clone(),
             slot,
+            login: Arc::clone(login),
+            logins: AtomicU64::new(0),
             root_keys,
             import_pairs,
             signers,
+            absent: RwLock::default(),
         };
         Ok((token, session))
     }
@@ -124,9 +157,30 @@ impl Token {
         self.module.open_rw_session(self.slot)
     }
 
-    /// The handle of an object, if the token shows it.
+    /// Whether the session is logged in; if it is not, it is logged in.
+    ///
+    /// # Errors
+    /// [`Problem`].
+    pub(super) fn log_in(&self, session: &Session) -> Result<LoggedIn, Problem> {
+        if is_logged_in(session)? {
+            return Ok(LoggedIn::Already);
+        }
+        let logged_in = self.login.log_in_again(session)?;
+        if logged_in == LoggedIn::Anew {
+            self.logins.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(logged_in)
+    }
+
+    /// The login that handles found from now on belong to.
+    pub(super) fn login(&self) -> u64 {
+        self.logins.load(Ordering::SeqCst)
+    }
+
+    /// The handle of an object, if it is known in this login.
     pub(super) fn handle(&self, kind: Kind, object: ObjectId) -> Option<ObjectHandle> {
-        self.handles(kind).read().get(&object).copied()
+        let known = self.handles(kind).read().get(&object).copied();
+        known.filter(|known| known.login == self.login()).map(|known| known.handle)
     }
 
     /// The objects of that kind that the token shows, without the canary.
@@ -134,13 +188,41 @@ impl Token {
         self.handles(kind).read().keys().copied().filter(|id| *id != CANARY).collect()
     }
 
-    /// Notes where an object is now, or that it is nowhere.
-    pub(super) fn note(&self, kind: Kind, object: ObjectId, handle: Option<ObjectHandle>) {
-        let mut handles = self.handles(kind).write();
-        match handle {
-            Some(handle) => handles.insert(object, handle),
-            None => handles.remove(&object),
-        };
+    /// Notes where an object is that was made or found now.
+    pub(super) fn note(&self, kind: Kind, object: ObjectId, handle: ObjectHandle) {
+        self.note_found(kind, object, (handle, self.login()));
+    }
+
+    /// Notes where an object was found, in the login that was before the search.
+    pub(super) fn note_found(
+        &self,
+        kind: Kind,
+        object: ObjectId,
+        (handle, login): (ObjectHandle, u64),
+    ) {
+        self.absent.write().remove(&(kind, object));
+        self.handles(kind).write().insert(object, Handle { handle, login });
+    }
+
+    /// Notes that an object is being destroyed.
+    pub(super) fn forget(&self, object: ObjectId) {
+        for kind in [Kind::RootKey, Kind::ImportPair, Kind::Signer] {
+            self.handles(kind).write().remove(&object);
+        }
+    }
+
+    /// Notes that a token in good order does not show an object: so that each call
+    /// that needs it does not search all objects.
+    pub(super) fn note_absent(&self, kind: Kind, object: ObjectId) {
+        self.handles(kind).write().remove(&object);
+        let mut absent = self.absent.write();
+        absent.retain(|_, since| since.elapsed() < ABSENT);
+        absent.insert((kind, object), Instant::now());
+    }
+
+    /// Whether that was noted a moment ago.
+    pub(super) fn is_absent(&self, kind: Kind, object: ObjectId) -> bool {
+        self.absent.read().get(&(kind, object)).is_some_and(|since| since.elapsed() < ABSENT)
     }
 
     fn handles(&self, kind: Kind) -> &Handles {
@@ -217,42 +299,6 @@ fn slot_of(module: &Pkcs11, label: &str) -> Result<Slot, Problem> {
     }
 }
 
-fn log_in(session: &Session, pin_file: &Path) -> Result<(), Problem> {
-    let path = || pin_file.display().to_string();
-    let pin = read_pin(pin_file).map_err(|source| Problem::Pin { path: path(), source })?;
-    match session.login(UserType::User, Some(&auth_pin(&pin)?)) {
-        Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
-        Err(
-            source @ Error::Pkcs11(
-                RvError::PinIncorrect
-                | RvError::PinInvalid
-                | RvError::PinLenRange
-                | RvError::PinLocked
-                | RvError::PinExpired,
-                _,
-            ),
-        ) => Err(Problem::PinRefused { path: path(), source }),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn read_pin(path: &Path) -> io::Result<Secret> {
-    let mut pin = Secret::new(fs::read(path)?);
-    if pin.expose().ends_with(b"\n") {
-        pin.truncate(pin.len() - 1);
-    }
-    if pin.is_empty() || pin.expose().contains(&b'\n') {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not one line"));
-    }
-    Ok(pin)
-}
-
-fn auth_pin(pin: &Secret) -> Result<AuthPin, Problem> {
-    let text = std::str::from_utf8(pin.expose()).map_err(Error::Utf8)?;
-    // The boxed copy is wiped by AuthPin; `pin` by Secret.
-    Ok(AuthPin::new(text.into()))
-}
-
 fn describe(
     module: &Pkcs11,
     slot: Slot,
@@ -278,3 +324,6 @@ fn describe(
         mechanisms: mechanisms.collect(),
     })
 }
+
+/// How long an object is not looked for again that was not there.
+const ABSENT: Duration = Duration::from_secs(5);

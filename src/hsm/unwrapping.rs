@@ -86,11 +86,10 @@ const fn is_completed_here(algorithm: ImportAlgorithm) -> bool {
 
 /// A refusal of this algorithm is an answer; a token in trouble is none.
 fn works(tried: Result<bool>) -> Result<bool> {
-    match tried {
-        Err(error) if verdict_of(&error) == Verdict::Module => Err(error),
-        Err(_refused) => Ok(false),
-        Ok(works) => Ok(works),
-    }
+    tried.or_else(|error| match verdict_of(&error) {
+        Verdict::Unverified | Verdict::Ambiguous | Verdict::Refused => Ok(false),
+        Verdict::Session | Verdict::Login | Verdict::Object | Verdict::Module => Err(error),
+    })
 }
 
 fn unwraps(

@@ -1,27 +1,24 @@
 //! A worker: a thread that owns a session and runs jobs in it.
 //!
 //! After any error it closes the session and opens another one, because an error
-//! can leave an operation active. Where the table in `rv.rs` says that the
-//! trouble is the token's and not the job's, it answers `Unavailable`, says so to
-//! the supervisor and ends.
+//! can leave an operation active. Then `rv.rs` says what the error means,
+//! `ladder.rs` what to try next, and `recovery.rs` tries it. Where the trouble is the token's and not the job's,
+//! the worker answers `Unavailable`, says so to the supervisor and ends.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, select_biased};
 use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, ObjectHandle};
 use cryptoki::session::Session;
-use parking_lot::Mutex;
 
+use super::activity::Activity;
 use super::ffi::Functions;
 use super::job::{Job, Reply, Work};
 use super::mechanism::{IV_BYTES, MAKE_ROOT_KEY};
-use super::object::{self, CHECK_AAD, CHECK_TEXT, Kind};
-use super::root_key::patiently;
-use super::rv::{Verdict, verdict, verdict_of};
+use super::object::{CHECK_AAD, CHECK_TEXT, Kind};
 use super::supervisor::CANARY;
 use super::token::Token;
 use super::{Crypt, Crypted, HsmError, Sealed};
@@ -33,47 +30,7 @@ pub(super) struct Worker {
     pub(super) token: Arc<Token>,
     pub(super) session: Session,
     pub(super) sync_directory: Option<PathBuf>,
-    activity: Arc<Activity>,
-}
-
-/// What a worker is at, for the supervisor to see.
-#[derive(Default)]
-pub(super) struct Activity {
-    /// When its job began, and how much longer than others that may take.
-    began: Mutex<Option<(Instant, Duration)>>,
-    /// It was given up: if it ever comes back from its job, it ends.
-    fenced: AtomicBool,
-}
-
-impl Activity {
-    /// A job begins, which may take that much longer than others.
-    pub(super) fn begin(&self, allowance: Duration) {
-        *self.began.lock() = Some((Instant::now(), allowance));
-    }
-
-    /// It is done.
-    pub(super) fn end(&self) {
-        *self.began.lock() = None;
-    }
-
-    /// Whether its job has taken longer than `limit`.
-    pub(super) fn is_stuck(&self, limit: Duration) -> bool {
-        self.began.lock().is_some_and(|(began, allowance)| began.elapsed() > limit + allowance)
-    }
-
-    /// Whether its job takes long by its nature.
-    pub(super) fn is_slow(&self) -> bool {
-        self.began.lock().is_some_and(|(_, allowance)| !allowance.is_zero())
-    }
-
-    /// Gives the worker up; whether it was not given up already.
-    pub(super) fn fence(&self) -> bool {
-        !self.fenced.swap(true, Ordering::Relaxed)
-    }
-
-    fn is_fenced(&self) -> bool {
-        self.fenced.load(Ordering::Relaxed)
-    }
+    pub(super) activity: Arc<Activity>,
 }
 
 /// Why a worker ended: the token cannot be used.
@@ -97,8 +54,12 @@ impl Worker {
         token: Arc<Token>,
         sync_directory: Option<PathBuf>,
         activity: Arc<Activity>,
-    ) -> Result<Self, Error> {
-        let session = token.session()?;
+    ) -> Result<Self, Lost> {
+        // A module can hang in this too.
+        activity.begin(None);
+        let session = token.session();
+        activity.end();
+        let session = session.map_err(|error| Lost(error.to_string()))?;
         Ok(Self { token, session, sync_directory, activity })
     }
 
@@ -115,7 +76,7 @@ impl Worker {
                 job.refuse(HsmError::Deadline);
                 continue;
             }
-            self.activity.begin(job.work.allowance());
+            self.activity.begin(Some(&job.work));
             let worked = self.work(job.work);
             self.activity.end();
             worked?;
@@ -129,7 +90,7 @@ impl Worker {
         match work {
             Work::Crypt(items, reply) => {
                 let (results, lost) = self.crypt_all(items);
-                drop(reply.send(Ok(results)));
+                reply.send(Ok(results));
                 lost.map_or(Ok(()), Err)
             }
             Work::Generate(object, reply) => answer(reply, self.generate(object)),
@@ -146,10 +107,13 @@ impl Worker {
                 answer(reply, self.round_trip().map(|()| began.elapsed()))
             }
             Work::Probe(reply) => {
-                let proven = self.prove_canary();
+                let proven = self.with(Kind::RootKey, CANARY, HsmError::Unavailable, prove);
                 // Err: the supervisor waits no longer.
                 let _ = reply.try_send(proven.is_ok());
-                Ok(())
+                match proven {
+                    Err(Failure::Lost(lost)) => Err(lost),
+                    Ok(()) | Err(Failure::Answer(_)) => Ok(()),
+                }
             }
             Work::TryUnwrapping => self.try_unwrapping(),
         }
@@ -161,6 +125,7 @@ impl Worker {
             if lost.is_some() {
                 return Err(HsmError::Unavailable);
             }
+            self.activity.step();
             self.crypt(item).map_err(|failure| match failure {
                 Failure::Answer(error) => error,
                 Failure::Lost(why) => {
@@ -180,9 +145,12 @@ impl Worker {
             }
             Crypt::Generate { object, aad, length } => {
                 let mut dek = Secret::zeroed(length);
-                if let Err(error) = self.session.generate_random_slice(dek.expose_mut()) {
-                    return Err(self.failed(&error));
-                }
+                self.with(Kind::RootKey, object, HsmError::Unavailable, |_, session, _key| {
+                    let made = session.generate_random_slice(dek.expose_mut());
+                    made.map_err(|error| {
+                        if let Error::Pkcs11(rv, _) = error { rv } else { RvError::FunctionFailed }
+                    })
+                })?;
                 let sealed = self.seal(object, &aad, dek.expose())?;
                 Ok(Crypted { dek, sealed: Some(Ok(sealed)) })
             }
@@ -229,60 +197,6 @@ impl Worker {
         })
     }
 
-    /// Runs `operation` with the handle of `object`, and does what the table says
-    /// about an error. `unverified` is the answer if the input does not verify, also
-    /// if the error can mean two things and the token is found to work.
-    pub(super) fn with<T>(
-        &mut self,
-        kind: Kind,
-        object: ObjectId,
-        unverified: HsmError,
-        operation: impl Fn(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
-    ) -> Result<T, Failure> {
-        let key = self.locate(kind, object)?;
-        let rv = match operation(&self.token.functions, &self.session, key) {
-            Ok(done) => return Ok(done),
-            Err(rv) => rv,
-        };
-        self.reopen()?;
-        let again = match verdict(rv) {
-            Verdict::Unverified => return Err(Failure::Answer(unverified)),
-            Verdict::Refused => return Err(Failure::Answer(HsmError::Refused(rv))),
-            Verdict::Module => return Err(lost(&rv)),
-            Verdict::Ambiguous => {
-                let proven = match kind {
-                    Kind::RootKey => prove(&self.token.functions, &self.session, key),
-                    // It seals nothing, so that it cannot be tried itself.
-                    Kind::ImportPair | Kind::Signer => self.prove_canary(),
-                };
-                proven.map_err(|rv| lost(&rv))?;
-                return Err(Failure::Answer(unverified));
-            }
-            Verdict::Session => key,
-            Verdict::Object => {
-                let found = patiently(|| object::find_one(&self.session, kind, object));
-                // Not there: the module comes up anew, and its index decides.
-                let found = found.map_err(|e| lost(&e))?.ok_or_else(|| lost(&rv))?;
-                self.token.note(kind, object, Some(found));
-                found
-            }
-        };
-        operation(&self.token.functions, &self.session, again).map_err(|rv| lost(&rv))
-    }
-
-    /// The handle of an object. One that the index lacks is looked for: the worker of
-    /// another process may have made it.
-    pub(super) fn locate(&mut self, kind: Kind, object: ObjectId) -> Result<ObjectHandle, Failure> {
-        if let Some(handle) = self.token.handle(kind, object) {
-            return Ok(handle);
-        }
-        let found = object::find_one(&self.session, kind, object);
-        let found = found.map_err(|error| self.failed(&error))?;
-        let handle = found.ok_or(Failure::Answer(HsmError::Missing))?;
-        self.token.note(kind, object, Some(handle));
-        Ok(handle)
-    }
-
     fn round_trip(&mut self) -> Result<(), Failure> {
         let template = [
             Attribute::Token(false),
@@ -298,38 +212,6 @@ impl Worker {
             return Err(Failure::Answer(HsmError::Refused(rv)));
         }
         self.session.destroy_object(key).map_err(|error| self.failed(&error))
-    }
-
-    /// Whether token and session work.
-    pub(super) fn prove_canary(&self) -> Result<(), RvError> {
-        let canary = self.token.handle(Kind::RootKey, CANARY);
-        prove(&self.token.functions, &self.session, canary.ok_or(RvError::ObjectHandleInvalid)?)
-    }
-
-    /// What an error of a call other than seal and open comes to.
-    pub(super) fn failed(&mut self, error: &Error) -> Failure {
-        tracing::warn!(%error, "the module refused");
-        if let Err(lost) = self.reopen() {
-            return lost;
-        }
-        match (verdict_of(error), error) {
-            (Verdict::Module, _) => lost(error),
-            (Verdict::Refused, Error::Pkcs11(rv, _)) => Failure::Answer(HsmError::Refused(*rv)),
-            (
-                Verdict::Refused
-                | Verdict::Unverified
-                | Verdict::Ambiguous
-                | Verdict::Session
-                | Verdict::Object,
-                _,
-            ) => Failure::Answer(HsmError::Unavailable),
-        }
-    }
-
-    fn reopen(&mut self) -> Result<(), Failure> {
-        // The old one is closed as it is dropped.
-        self.session = self.token.session().map_err(|error| lost(&error))?;
-        Ok(())
     }
 }
 
@@ -352,8 +234,7 @@ fn answer<T>(reply: Reply<T>, result: Result<T, Failure>) -> Result<(), Lost> {
         Err(Failure::Answer(error)) => (Err(error), Ok(())),
         Err(Failure::Lost(lost)) => (Err(HsmError::Unavailable), Err(lost)),
     };
-    // A caller who no longer waits is no matter.
-    drop(reply.send(result));
+    reply.send(result);
     lost
 }
 

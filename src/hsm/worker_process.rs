@@ -15,15 +15,16 @@ use std::time::{Duration, Instant};
 
 use cryptoki::context::Pkcs11;
 use cryptoki::session::Session;
-use tokio::sync::oneshot;
 
+use super::activity::Activity;
 use super::confine::confine;
 use super::job::{Import, Reply, Work};
-use super::object::{self, Kind};
-use super::supervisor::CANARY;
+use super::login::Login;
+use super::object::Kind;
+use super::supervisor::try_canary;
 use super::token::{self, Problem, Token};
 use super::wire::{self, Answer, Ask, Begin, Begun, Said, Shown, Trouble};
-use super::worker::{Activity, Worker};
+use super::worker::Worker;
 use super::{HsmError, Settings};
 use crate::domain::SealedMaterial;
 
@@ -69,15 +70,14 @@ fn open(begin: &Begin) -> Result<Opened, Trouble> {
     let settings = begin.settings();
     let opened = || -> Result<Opened, Problem> {
         let module = token::load(&settings.module)?;
-        let (token, session) = Token::open(&module, &settings)?;
-        if begin.writer_lock.is_some() && token.handle(Kind::RootKey, CANARY).is_none() {
-            object::generate(&session, CANARY)?;
-            token.note(Kind::RootKey, CANARY, object::find_one(&session, Kind::RootKey, CANARY)?);
-        }
+        let login = Arc::new(Login::new(settings.pin_file.clone()));
+        let (token, session) = Token::open(&module, &settings, &login)?;
+        try_canary(&token, &session)?;
         let token = Arc::new(token);
         let shown = shown(&token);
         let activity = Arc::new(Activity::default());
-        let worker = Worker::new(token, settings.sync_directory.clone(), activity)?;
+        let worker = Worker::new(token, settings.sync_directory.clone(), activity);
+        let worker = worker.map_err(|lost| Problem::NoSession(lost.to_string()))?;
         Ok(Opened { module, session, worker, shown })
     };
     opened().map_err(|problem| Trouble {
@@ -173,7 +173,7 @@ fn answer(worker: &mut Worker, ask: Ask) -> Answer {
 
 /// The answer that `work` sent. A worker answers before it returns.
 fn done<T>(work: impl FnOnce(Reply<T>)) -> Result<T, HsmError> {
-    let (reply, mut answer) = oneshot::channel();
+    let (reply, mut answer) = Reply::new();
     work(reply);
     answer.try_recv().unwrap_or(Err(HsmError::Unavailable))
 }
