@@ -16,6 +16,12 @@ RATIOS = {
     "64 callers at once over the HSM alone": ("end_to_end/unwrap_64_at_once", "hsm/open_1_in_a_job"),
     "stream over 64 callers at once": ("end_to_end/unwrap_on_a_stream", "end_to_end/unwrap_64_at_once"),
     "stream over the HSM alone": ("end_to_end/unwrap_on_a_stream", "hsm/open_64_in_a_job"),
+    "worker processes over threads, one caller": ("processes/unwrap", "end_to_end/unwrap"),
+    "worker processes over threads, 64 callers": ("processes/unwrap_64_at_once", "end_to_end/unwrap_64_at_once"),
+    "worker processes over threads, batches of 64": (
+        "processes/unwrap_in_batches_of_64",
+        "end_to_end/unwrap_in_batches_of_64",
+    ),
     "batches over the HSM alone": ("end_to_end/unwrap_in_batches_of_64", "hsm/open_64_in_a_job"),
 }
 

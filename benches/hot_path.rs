@@ -39,7 +39,10 @@ fn main() {
     let runtime = Runtime::new().unwrap();
     envelope(&mut criterion);
     hsm_job(&mut criterion, &runtime, &path);
-    end_to_end(&mut criterion, &runtime, &path.join("daemon"));
+    let (threads, processes) = (path.join("daemon"), path.join("processes"));
+    end_to_end(&mut criterion, &runtime, ("end_to_end", &threads));
+    isolate(&processes);
+    end_to_end(&mut criterion, &runtime, ("processes", &processes));
     criterion.final_summary();
     drop(runtime);
     std::fs::remove_dir_all(path).unwrap();
@@ -100,13 +103,51 @@ fn hsm_job(criterion: &mut Criterion, runtime: &Runtime, path: &Path) {
 }
 
 /// The daemon of this profile, in a directory of its own.
-struct Daemon {
+struct Started {
     child: Child,
+    address: String,
+}
+
+impl Started {
+    fn begin(path: &Path) -> Self {
+        std::fs::create_dir_all(path).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_rootkeyd"))
+            .args(["dev", "--listen", "127.0.0.1:0", "--dir"])
+            .arg(path)
+            .env("ROOTKEYD_LOG", "warn")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on ").unwrap().to_owned();
+        Self { child, address }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The same, with clients.
+struct Daemon {
+    _daemon: Started,
     channels: Vec<Channel>,
     key: String,
 }
 
-fn end_to_end(criterion: &mut Criterion, runtime: &Runtime, path: &Path) {
+/// Has the module of the daemon in that directory run in processes of its own.
+fn isolate(path: &Path) {
+    drop(Started::begin(path));
+    let config = path.join("rootkeyd.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replacen("[hsm]\n", "[hsm]\nisolation = \"process\"\n", 1)).unwrap();
+}
+
+fn end_to_end(criterion: &mut Criterion, runtime: &Runtime, (name, path): (&str, &Path)) {
     let daemon = runtime.block_on(Daemon::start(path));
     let wrap = || pb::WrapDekRequest {
         register: None,
@@ -121,7 +162,7 @@ fn end_to_end(criterion: &mut Criterion, runtime: &Runtime, path: &Path) {
         let pb::WrapDekRequest { key, aad, resource, .. } = wrap();
         pb::UnwrapDekRequest { key, wrapped_dek: wrapped.to_vec(), aad, resource }
     };
-    let mut group = criterion.benchmark_group("end_to_end");
+    let mut group = criterion.benchmark_group(name);
     group.sample_size(30).measurement_time(Duration::from_secs(8));
     group.throughput(Throughput::Elements(1));
     group.bench_function("wrap", |b| {
@@ -146,20 +187,10 @@ fn end_to_end(criterion: &mut Criterion, runtime: &Runtime, path: &Path) {
 
 impl Daemon {
     async fn start(path: &Path) -> Self {
-        std::fs::create_dir_all(path).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_rootkeyd"))
-            .args(["dev", "--listen", "127.0.0.1:0", "--dir"])
-            .arg(path)
-            .env("ROOTKEYD_LOG", "warn")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on ").unwrap().to_owned();
+        let daemon = Started::begin(path);
         let mut channels = Vec::new();
         for _ in 0..8 {
-            channels.push(connect(path, &address).await);
+            channels.push(connect(path, &daemon.address).await);
         }
         let key = pb::Key { display_name: "bench".into(), ..Default::default() };
         let request = pb::CreateKeyRequest {
@@ -169,7 +200,7 @@ impl Daemon {
         };
         let mut keys = KeyServiceClient::new(channels[0].clone());
         let key = keys.create_key(request).await.unwrap().into_inner().name;
-        Self { child, channels, key }
+        Self { _daemon: daemon, channels, key }
     }
 
     fn crypto(&self, number: usize) -> CryptoServiceClient<Channel> {
@@ -221,13 +252,6 @@ impl Daemon {
             left -= size;
         }
         began.elapsed()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
