@@ -144,7 +144,8 @@ fn isolate(path: &Path) {
     drop(Started::begin(path));
     let config = path.join("rootkeyd.toml");
     let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, text.replacen("[hsm]\n", "[hsm]\nisolation = \"process\"\n", 1)).unwrap();
+    std::fs::write(&config, text.replacen("[hsm]\n", "[hsm]\nisolation = \"process\"\n", 1))
+        .unwrap();
 }
 
 fn end_to_end(criterion: &mut Criterion, runtime: &Runtime, (name, path): (&str, &Path)) {

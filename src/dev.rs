@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::{Span, SpanRelativeTo};
 use parking_lot::Mutex;
@@ -107,7 +108,10 @@ pub fn prepare(directory: &Path, listen: SocketAddr) -> Result<Config, DevError>
         write_file(&pin, hex::encode(random).as_bytes())?;
     }
     let text = Secret::new(fs::read(&pin).map_err(|source| file(&pin, source))?);
-    make_token(&module, TOKEN_LABEL, &text).map_err(DevError::Token)?;
+    let tokens = directory.join("tokens");
+    let is_new = fs::read_dir(&tokens).is_ok_and(|mut it| it.next().is_none());
+    let patience = if is_new { Duration::ZERO } else { TOKEN_PATIENCE };
+    make_token(&module, TOKEN_LABEL, &text, patience).map_err(DevError::Token)?;
     make_certificates(&tls, listen.ip())?;
     let config = directory.join("rootkeyd.toml");
     if !config.exists() {
@@ -336,6 +340,8 @@ fn file(path: &Path, source: io::Error) -> DevError {
     DevError::File { path: path.into(), source }
 }
 
+/// How long a token that was made before may not be seen.
+const TOKEN_PATIENCE: Duration = Duration::from_secs(2);
 const SOFTHSM2_CONF: &str = "SOFTHSM2_CONF";
 const TOKEN_LABEL: &str = "rootkeyd";
 const TRUST_DOMAIN: &str = "rootkeyd.dev";

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{Client, Daemon, Refusal, import_request, random, said, seal};
+use common::{Client, Daemon, Refusal, import_request, outcome, random, said, seal};
 use rootkeyd::api::pb;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -212,8 +212,13 @@ async fn a_writer_that_hangs_is_waited_for_and_unwraps_go_on() {
     signal(writer, Signal::STOP);
     let mut other = admin.clone();
     let making = tokio::spawn(async move {
-        let key = pb::Key { display_name: "two".into(), ..Default::default() };
-        said(other.create_key(key).await)
+        let mut request = tonic::Request::new(pb::CreateKeyRequest {
+            parent: "instances/default".into(),
+            key: Some(pb::Key { display_name: "two".into(), ..Default::default() }),
+            request_id: String::new(),
+        });
+        request.set_timeout(Duration::from_secs(60));
+        said(outcome(other.keys.create_key(request).await))
     });
     daemon
         .until("it is found to hang", async || {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select_biased};
 use parking_lot::Mutex;
+use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::activity::Activity;
@@ -64,7 +65,7 @@ pub(super) struct Courier {
 #[derive(Default)]
 pub(super) struct Watch {
     pub(super) activity: Activity,
-    /// The process, until it is waited for.
+    /// The process, from when it has logged in until it is waited for.
     process: Mutex<Option<Pid>>,
     /// That it hangs, with what it is at now.
     pub(super) reported: AtomicBool,
@@ -146,26 +147,44 @@ impl Courier {
         let mut command = Command::new(&self.command.program);
         command.args(&self.command.arguments).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
         let child = command.spawn().map_err(failed)?;
-        *self.watch.process.lock() = Some(Pid::from_child(&child));
         let mut process = Process { child, stream: ours };
-        // A module may hang as it begins.
-        let begun = process
-            .stream
-            .set_read_timeout(Some(BEGIN_PATIENCE))
-            .and_then(|()| wire::write(&mut process.stream, &self.begin))
-            .and_then(|()| wire::read::<Begun>(&mut process.stream));
-        match begun.and_then(|begun| process.stream.set_read_timeout(None).map(|()| begun)) {
-            Ok(Ok(shown)) => Ok((process, shown)),
+        let begun = wire::write(&mut process.stream, &self.begin)
+            .and_then(|()| self.wait_until_begun(&mut process));
+        match begun {
+            Ok(Ok(shown)) => {
+                *self.watch.process.lock() = Some(Pid::from_child(&process.child));
+                Ok((process, shown))
+            }
             Ok(Err(trouble)) => {
                 self.wait_for(process, Ending::Soon);
                 Err(trouble)
             }
             Err(error) => {
-                // It has no job yet, so that nothing is half done.
-                self.wait_for(process, Ending::Now);
+                self.wait_for(process, Ending::Soon);
                 Err(failed(error))
             }
         }
+    }
+
+    /// A module may hang as it begins. It is not killed: a login that is cut short can
+    /// destroy a token of SoftHSM. So it is waited for, and that is said.
+    fn wait_until_begun(&self, process: &mut Process) -> io::Result<Begun> {
+        process.stream.set_read_timeout(Some(BEGIN_PATIENCE))?;
+        let mut first = [0];
+        while let Err(error) = rustix::net::recv(&process.stream, &mut first[..], RecvFlags::PEEK) {
+            if error != rustix::io::Errno::AGAIN {
+                return Err(error.into());
+            }
+            let problem = "a worker process of the HSM hangs as it logs in; it is waited for";
+            let trouble = Trouble { problem: problem.into(), pin_refused: false };
+            if self.tell.send(Event::Trouble(trouble)).is_err()
+                || self.is_stopped_within(Duration::ZERO)
+            {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        process.stream.set_read_timeout(None)?;
+        wire::read(&mut process.stream)
     }
 
     /// Until the process is gone or the end is ordered.
@@ -264,9 +283,11 @@ impl Courier {
             }
         }
         let ended = matches!(child.try_wait(), Ok(Some(_)));
-        if !ended && self.role == Role::Writer && ending == Ending::Soon {
-            // Its lock keeps the next one from beginning before it is done.
-            tracing::error!("the writing worker process hangs; it is left to end by itself");
+        // One without a number is still logging in.
+        let may_be_killed = self.role == Role::Reader && self.watch.process.lock().is_some();
+        if !ended && !may_be_killed {
+            // A writer's lock keeps the next one from beginning before it is done.
+            tracing::error!(role = ?self.role, "a worker process hangs; it is left to end by itself");
             *self.watch.process.lock() = None;
             return;
         }
@@ -358,7 +379,7 @@ fn split(work: Work) -> (Ask, Waiting) {
     }
 }
 
-/// How long a process may take to load the module and log in.
+/// How long a process may take to load the module and log in before that is said.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(20);
 /// How long one may take to end, and how often that is looked at.
 const END_PATIENCE: Duration = Duration::from_secs(5);

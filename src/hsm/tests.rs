@@ -30,9 +30,9 @@ pub(super) fn run_with_token(
         change(&mut settings);
         let pin = Secret::new(b"1234567890".to_vec());
         fs::write(&settings.pin_file, pin.expose()).unwrap();
-        make_token(&settings.module, &settings.token_label, &pin).unwrap();
+        make_token(&settings.module, &settings.token_label, &pin, Duration::ZERO).unwrap();
         // Once more changes nothing.
-        make_token(&settings.module, &settings.token_label, &pin).unwrap();
+        make_token(&settings.module, &settings.token_label, &pin, Duration::ZERO).unwrap();
         let hsm = Hsm::start(settings).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

@@ -242,21 +242,34 @@ pub(super) fn load(path: &Path) -> Result<Pkcs11, Problem> {
 
 /// Makes a token with that label, if there is none, in the module's first free
 /// slot. For development: what SoftHSM keeps in files, an HSM's operator makes
-/// in a ceremony.
+/// in a ceremony. A token that is there is looked for during `patience`: SoftHSM does
+/// not show one whose file another process writes anew, which it does at each login.
 ///
 /// # Errors
 /// A sentence, if module or token refuse.
-pub fn make_token(path: &Path, label: &str, pin: &Secret) -> Result<(), String> {
+pub fn make_token(
+    path: &Path,
+    label: &str,
+    pin: &Secret,
+    patience: Duration,
+) -> Result<(), String> {
     let make = || -> Result<(), Problem> {
         let module = load(path)?;
-        initialize(&module)?;
-        let made = match slot_of(&module, label) {
-            Ok(_slot) => Ok(()),
-            Err(Problem::NoToken { .. }) => make_in_free_slot(&module, label, pin),
-            Err(problem) => Err(problem),
-        };
-        module.finalize()?;
-        made
+        let until = Instant::now() + patience;
+        loop {
+            initialize(&module)?;
+            let made = match slot_of(&module, label) {
+                Ok(_slot) => Ok(()),
+                Err(Problem::NoToken { .. }) if Instant::now() >= until => {
+                    make_in_free_slot(&module, label, pin)
+                }
+                Err(problem) => Err(problem),
+            };
+            module.clone().finalize()?;
+            // The module looks for tokens as it is initialized, and not later.
+            let Err(Problem::NoToken { .. }) = made else { return made };
+            std::thread::sleep(TOKEN_PAUSE);
+        }
     };
     make().map_err(|problem| problem.to_string())
 }
@@ -325,5 +338,7 @@ fn describe(
     })
 }
 
+/// How long to wait before a token is looked for again.
+const TOKEN_PAUSE: Duration = Duration::from_millis(20);
 /// How long an object is not looked for again that was not there.
 const ABSENT: Duration = Duration::from_secs(5);

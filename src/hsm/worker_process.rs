@@ -34,18 +34,19 @@ use crate::domain::SealedMaterial;
 /// If the daemon does not speak as it should. That it is gone is no error.
 pub fn serve_worker(mut stream: UnixStream) -> io::Result<()> {
     let begin: Begin = wire::read(&mut stream)?;
-    let writer = begin.writer_lock.is_some();
-    if !writer {
-        // A writer ends when it is done; a reader has nothing to bring to an end.
-        let with_parent = Some(rustix::process::Signal::KILL);
-        rustix::process::set_parent_process_death_signal(with_parent)?;
-    }
     confine(begin.network)?;
     let begun = lock(&begin).and_then(|lock| Ok((lock, open(&begin)?)));
     let (_lock, Opened { module, session, mut worker, shown }) = match begun {
         Ok(opened) => opened,
         Err(problem) => return wire::write(&mut stream, &Begun::Err(problem)),
     };
+    if begin.writer_lock.is_none() {
+        // A writer ends when it is done; a reader has nothing to bring to an end. Not
+        // before it has logged in: SoftHSM writes the token's own file in C_Login, and
+        // a process that is killed over it takes the token with it.
+        let with_parent = Some(rustix::process::Signal::KILL);
+        rustix::process::set_parent_process_death_signal(with_parent)?;
+    }
     wire::write(&mut stream, &Begun::Ok(shown))?;
     let served = serve(&mut worker, &mut stream);
     // In this order; SoftHSM crashes otherwise.
