@@ -398,12 +398,14 @@ async fn under_every_fault_an_answer_is_right_or_says_that_the_hsm_is_away() {
     let logins = control.calls("C_Login");
     let callers = Callers::begin(&daemon, &wrapped).await;
     let book = &callers.book;
-    println!("fault\trounds\tcalls that met it\tright\trefused\tlongest until the next success");
+    println!(
+        "fault\trounds\tcalls that met it\tright\trefused\tlongest until the next success\tin all"
+    );
     for Kind { name, command, ways } in kinds() {
         let count = rounds(if command.0 == RV { 1 } else { 2 }, 100);
         let refused = book.refused.load(Ordering::Relaxed);
         let answered = book.answered.load(Ordering::Relaxed);
-        let (mut met, mut longest) = (0, Duration::ZERO);
+        let (began, mut met, mut longest) = (Instant::now(), 0, Duration::ZERO);
         for round in 0..count {
             let (functions, lasts) = ways[usize::try_from(round).unwrap() % ways.len()];
             begin(&daemon, &control, (functions, command, lasts)).await;
@@ -423,7 +425,8 @@ async fn under_every_fault_an_answer_is_right_or_says_that_the_hsm_is_away() {
         }
         let refused = book.refused.load(Ordering::Relaxed) - refused;
         let answered = book.answered.load(Ordering::Relaxed) - answered;
-        println!("{name}\t{count}\t{met}\t{answered}\t{refused}\t{longest:?}");
+        let took = began.elapsed();
+        println!("{name}\t{count}\t{met}\t{answered}\t{refused}\t{longest:?}\t{took:?}");
         let wrong = book.wrong.lock().unwrap();
         let row = Seen { faults: count, wrong: wrong.len() as u64, ..Seen::default() };
         report(&format!("HSM: {name}"), Seen { checked: answered, ..row });
