@@ -401,6 +401,7 @@ async fn under_every_fault_an_answer_is_right_or_says_that_the_hsm_is_away() {
     println!(
         "fault\trounds\tcalls that met it\tright\trefused\tlongest until the next success\tin all"
     );
+    let mut errors = Seen::default();
     for Kind { name, command, ways } in kinds() {
         let count = rounds(if command.0 == RV { 1 } else { 2 }, 100);
         let refused = book.refused.load(Ordering::Relaxed);
