@@ -34,6 +34,11 @@ impl Activity {
         task.as_ref().is_some_and(|task| task.began.elapsed() > limit + task.allowance)
     }
 
+    /// Whether it is at something that takes long by its nature.
+    pub(super) fn is_slow(&self) -> bool {
+        self.task.lock().as_ref().is_some_and(|task| !task.allowance.is_zero())
+    }
+
     /// Gives the worker up, and refuses in its place.
     pub(super) fn fence(&self) {
         self.fenced.store(true, Ordering::SeqCst);

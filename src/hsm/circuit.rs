@@ -39,9 +39,19 @@ impl Pulse {
 impl Supervisor {
     /// Opens the circuit if no worker gets on: callers would wait for nothing.
     pub(super) fn open_if_stalled(&self, up: &mut Up) {
-        let limit = STALLED.min(self.settings.stuck_after);
-        let gets_on = |hand: &Hand| !hand.is_gone() && !hand.activity.is_stuck(limit);
-        if up.pulse.circuit == Circuit::Open || up.workers.iter().any(gets_on) {
+        // Before the first of them is replaced by one that does not hang yet.
+        let limit = STALLED.min(self.settings.stuck_after / 2);
+        // Who makes a pair takes long by nature, and is of no use to callers meanwhile.
+        let serves = |hand: &Hand| {
+            let activity = &hand.activity;
+            !hand.is_gone() && !activity.is_stuck(limit) && !activity.is_slow()
+        };
+        let hangs = |hand: &Hand| {
+            !hand.thread.is_finished()
+                && (hand.activity.is_fenced() || hand.activity.is_stuck(limit))
+        };
+        let stalled = !up.workers.iter().any(serves) && up.workers.iter().any(hangs);
+        if up.pulse.circuit == Circuit::Open || !stalled {
             return;
         }
         up.pulse.circuit = Circuit::Open;

@@ -66,7 +66,7 @@ pub(super) struct Up {
 
 /// A worker's thread, and what it is at.
 pub(super) struct Hand {
-    thread: JoinHandle<()>,
+    pub(super) thread: JoinHandle<()>,
     pub(super) activity: Arc<Activity>,
 }
 
