@@ -20,6 +20,7 @@ mod supervisor;
 #[cfg(test)]
 mod tests;
 mod token;
+mod torn;
 mod unwrapping;
 mod worker;
 
@@ -36,6 +37,7 @@ use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
 pub use token::{TokenInfo, make_token};
+pub use torn::torn_files;
 
 use crate::domain::{ImportAlgorithm, ObjectId, SealedMaterial};
 use crate::secret::Secret;
@@ -237,6 +239,20 @@ impl Hsm {
         self.0.token.load().as_ref().map(|token| token.objects())
     }
 
+    /// CKA_IDs that two objects had when the token came up, of which none is used;
+    /// `None` while it is away.
+    pub fn doubled(&self) -> Option<Vec<ObjectId>> {
+        self.0.token.load().as_ref().map(|token| token.doubled())
+    }
+
+    /// Has a root key not be used until the token comes up anew: it is not the key that
+    /// it was.
+    pub fn withhold(&self, object: ObjectId) {
+        if let Some(token) = &*self.0.token.load() {
+            token.withhold(object);
+        }
+    }
+
     /// Does all of `items` as one job; each succeeds or fails alone, and the
     /// answer is as long as `items`.
     ///
@@ -366,6 +382,12 @@ impl Hsm {
         let (iv, bytes) = check_value.split_first_chunk()?;
         let sealed = Sealed { iv: *iv, bytes: bytes.to_vec() };
         Some(Crypt::Open { object, aad: object::CHECK_AAD.to_vec(), sealed, reseal: None })
+    }
+
+    /// What opens with no key: in the place of a check value that cannot be one.
+    pub fn check_nothing(object: ObjectId) -> Crypt {
+        let sealed = Sealed { iv: [0; mechanism::IV_BYTES], bytes: vec![0; 16] };
+        Crypt::Open { object, aad: object::CHECK_AAD.to_vec(), sealed, reseal: None }
     }
 
     /// Makes a key in a session, seals, opens and compares; how long it took.

@@ -62,9 +62,12 @@ impl Kind {
     }
 }
 
-/// Every object of that kind that the token shows. Of two objects with one CKA_ID
-/// neither is used.
-pub(super) fn index(session: &Session, kind: Kind) -> Result<HashMap<ObjectId, ObjectHandle>> {
+/// Every object of that kind that the token shows, and CKA_IDs that two or more have: of
+/// those none is used.
+pub(super) fn index(
+    session: &Session,
+    kind: Kind,
+) -> Result<(HashMap<ObjectId, ObjectHandle>, Vec<ObjectId>)> {
     let mut index = HashMap::new();
     let mut doubled = Vec::new();
     for handle in session.find_objects(&[kind.class(), TOKEN])? {
@@ -74,10 +77,12 @@ pub(super) fn index(session: &Session, kind: Kind) -> Result<HashMap<ObjectId, O
             doubled.push(id);
         }
     }
-    for id in doubled {
-        index.remove(&id);
+    for id in &doubled {
+        index.remove(id);
     }
-    Ok(index)
+    doubled.sort_unstable();
+    doubled.dedup();
+    Ok((index, doubled))
 }
 
 /// The one object of that kind with that CKA_ID, if there is just one.

@@ -26,6 +26,7 @@ impl Worker {
         if found.map_err(|error| self.failed(&error))?.is_empty() {
             let made = generate(&self.session, object);
             made.map_err(|error| self.failed(&error))?;
+            failpoint!("hsm.signer_generated");
         }
         let asked = private_template(object);
         let (fresh, private) = self.read_back(Kind::Signer, object, &asked)?;

@@ -3,7 +3,7 @@
 //!
 //! A wrong PIN is tried once: HSMs lock after a few.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -80,6 +80,10 @@ pub(super) struct Token {
     root_keys: Handles,
     import_pairs: Handles,
     signers: Handles,
+    /// CKA_IDs that two objects had when the token came up.
+    doubled: Vec<ObjectId>,
+    /// Objects that are not the keys that they were: there is no handle of them.
+    withheld: RwLock<HashSet<ObjectId>>,
 }
 
 type Handles = RwLock<HashMap<ObjectId, ObjectHandle>>;
@@ -98,7 +102,12 @@ impl Token {
         }
         let session = module.open_rw_session(slot)?;
         log_in(&session, &settings.pin_file)?;
-        let index = |kind| object::index(&session, kind).map(RwLock::new);
+        let mut doubled = Vec::new();
+        let mut index = |kind| {
+            let (index, twice) = object::index(&session, kind)?;
+            doubled.extend(twice);
+            Ok::<_, Error>(RwLock::new(index))
+        };
         let (root_keys, import_pairs) = (index(Kind::RootKey)?, index(Kind::ImportPair)?);
         let signers = index(Kind::Signer)?;
         let name = || settings.module.display().to_string();
@@ -115,6 +124,8 @@ impl Token {
             root_keys,
             import_pairs,
             signers,
+            doubled,
+            withheld: RwLock::default(),
         };
         Ok((token, session))
     }
@@ -144,8 +155,20 @@ impl Token {
         self.signers.read().keys().copied().collect()
     }
 
+    /// CKA_IDs that two objects had when the token came up.
+    pub(super) fn doubled(&self) -> Vec<ObjectId> {
+        self.doubled.clone()
+    }
+
+    /// Has a root key not be used until the token comes up anew.
+    pub(super) fn withhold(&self, object: ObjectId) {
+        self.withheld.write().insert(object);
+        self.note(Kind::RootKey, object, None);
+    }
+
     /// Notes where an object is now, or that it is nowhere.
     pub(super) fn note(&self, kind: Kind, object: ObjectId, handle: Option<ObjectHandle>) {
+        let handle = handle.filter(|_| !self.withheld.read().contains(&object));
         let mut handles = self.handles(kind).write();
         match handle {
             Some(handle) => handles.insert(object, handle),

@@ -294,10 +294,12 @@ fn commit_together(
                     applied => results.push(applied),
                 }
             }
+            failpoint!("store.applied");
             Ok(transaction.commit()?)
         });
     match committed {
         Ok(()) => {
+            failpoint!("store.committed");
             let full = results.iter().any(|applied| applied.as_ref().is_err_and(is_disk_full));
             (results.into_iter().map(|applied| applied.map_err(writing)).collect(), full)
         }
@@ -384,6 +386,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
 fn load(connection: &Connection) -> Result<Snapshot, RowError> {
     Ok(Snapshot {
         keys: keys::load_keys(connection)?,
+        purged: keys::load_purged(connection)?,
         intents: intents::load_intents(connection)?,
         outbox: outbox::load_outbox(connection)?,
         instances: instances::load(connection)?,
