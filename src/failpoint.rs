@@ -71,8 +71,7 @@ pub(crate) fn pass(point: &'static str) {
 /// the order stays the same.
 #[cfg(debug_assertions)]
 fn is_last(order: &str, point: &str) -> bool {
-    static PASSED: parking_lot::Mutex<(String, u32)> =
-        parking_lot::Mutex::new((String::new(), 0));
+    static PASSED: parking_lot::Mutex<(String, u32)> = parking_lot::Mutex::new((String::new(), 0));
     let (name, last) = order.trim().split_once(' ').unwrap_or((order.trim(), "1"));
     if name != point {
         return false;

@@ -199,10 +199,7 @@ impl Service {
 
     /// Those of `versions` whose check value does not open; `None` if the HSM did not
     /// answer.
-    async fn unverified(
-        &self,
-        versions: Vec<(KeyId, Version)>,
-    ) -> Option<Vec<(KeyId, Version)>> {
+    async fn unverified(&self, versions: Vec<(KeyId, Version)>) -> Option<Vec<(KeyId, Version)>> {
         let mut unverified = Vec::new();
         for chunk in versions.chunks(CHECK_CHUNK) {
             let checks = chunk.iter().map(|(_, version)| check(version));

@@ -77,8 +77,8 @@ use crate::domain::{
 use crate::error::{Error, Reason};
 use crate::hsm::Hsm;
 use crate::store::{Change, InstanceWrite, Snapshot, Store};
-use campaigns::Campaigns;
 use agreement::Findings;
+use campaigns::Campaigns;
 use reconcile::Intents;
 use registry::{Registry, Slot};
 use tenants::Tenants;

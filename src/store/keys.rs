@@ -40,8 +40,8 @@ pub(super) fn insert_key(transaction: &Connection, key: &Key) -> Result<()> {
 /// Objects of the keys that were purged. Of those that were purged before the objects
 /// were written down nothing is known.
 pub(super) fn load_purged(connection: &Connection) -> Result<HashMap<ObjectId, Purged>> {
-    let sql = "SELECT key, instance, json_extract(value, '$.object') AS object
-               FROM tombstones, json_each(versions) WHERE type = 'object'";
+    let sql = "SELECT t.key AS key, t.instance AS instance, it.value ->> 'object' AS object
+               FROM tombstones AS t, json_each(t.versions) AS it WHERE it.type = 'object'";
     let mut statement = connection.prepare(sql)?;
     let mut rows = statement.query([])?;
     let mut purged = HashMap::new();
@@ -51,7 +51,10 @@ pub(super) fn load_purged(connection: &Connection) -> Result<HashMap<ObjectId, P
         let object = Uuid::parse_str(&object).map_err(|_malformed| {
             corrupt("tombstones", key.as_bytes(), "names an object that is none")
         })?;
-        purged.insert(ObjectId::from(object), Purged { key, name: format!("instances/{instance}/keys/{key}") });
+        purged.insert(
+            ObjectId::from(object),
+            Purged { key, name: format!("instances/{instance}/keys/{key}") },
+        );
     }
     Ok(purged)
 }

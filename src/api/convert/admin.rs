@@ -5,9 +5,7 @@ use super::{count, page_size_of, pb_timestamp};
 use crate::audit::Record;
 use crate::domain::{Event, InstanceId, KeyName, Malformed, ObjectId, Outcome, Severity};
 use crate::error::http_code;
-use crate::service::{
-    AuditQuery, Disagreement, HsmReport, RecordsWanted, ServerReport, TornFiles,
-};
+use crate::service::{AuditQuery, Disagreement, HsmReport, RecordsWanted, ServerReport, TornFiles};
 
 /// Which audit records to list.
 ///
