@@ -514,7 +514,7 @@ mod tests {
             assert_eq!(hsm.import_pairs().unwrap(), [pair]);
             assert_eq!(hsm.objects().unwrap(), [object]);
             let session = hsm.0.token.load_full().unwrap().session().unwrap();
-            let (indexed, _) = object::index(&session, Kind::ImportPair).unwrap();
+            let indexed = object::index(&session, Kind::ImportPair).unwrap().handles;
             assert!(indexed.contains_key(&pair) && indexed.len() == 1);
             assert_eq!(object::find_all(&session, pair).unwrap().len(), 2);
             for gone in [pair, object] {

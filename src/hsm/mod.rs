@@ -24,6 +24,7 @@ mod torn;
 mod unwrapping;
 mod worker;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -242,7 +243,13 @@ impl Hsm {
     /// CKA_IDs that two objects had when the token came up, of which none is used;
     /// `None` while it is away.
     pub fn doubled(&self) -> Option<Vec<ObjectId>> {
-        self.0.token.load().as_ref().map(|token| token.doubled())
+        self.0.token.load().as_ref().map(|token| token.doubled().iter().copied().collect())
+    }
+
+    /// Root keys that were not as they were asked for when the token came up, of which
+    /// none is used; `None` while it is away.
+    pub fn unlike(&self) -> Option<BTreeSet<ObjectId>> {
+        self.0.token.load().as_ref().map(|token| token.unlike().clone())
     }
 
     /// Has a root key not be used until the token comes up anew: it is not the key that

@@ -3,7 +3,7 @@
 //!
 //! A wrong PIN is tried once: HSMs lock after a few.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -81,9 +81,11 @@ pub(super) struct Token {
     import_pairs: Handles,
     signers: Handles,
     /// CKA_IDs that two objects had when the token came up.
-    doubled: Vec<ObjectId>,
-    /// Objects that are not the keys that they were: there is no handle of them.
-    withheld: RwLock<HashSet<ObjectId>>,
+    doubled: BTreeSet<ObjectId>,
+    /// Root keys that were not as they were asked for then.
+    unlike: BTreeSet<ObjectId>,
+    /// Those, and root keys that are not what they were: there is no handle of them.
+    withheld: RwLock<BTreeSet<ObjectId>>,
 }
 
 type Handles = RwLock<HashMap<ObjectId, ObjectHandle>>;
@@ -102,11 +104,12 @@ impl Token {
         }
         let session = module.open_rw_session(slot)?;
         log_in(&session, &settings.pin_file)?;
-        let mut doubled = Vec::new();
+        let (mut doubled, mut unlike) = (BTreeSet::new(), BTreeSet::new());
         let mut index = |kind| {
-            let (index, twice) = object::index(&session, kind)?;
-            doubled.extend(twice);
-            Ok::<_, Error>(RwLock::new(index))
+            let mut index = object::index(&session, kind)?;
+            doubled.append(&mut index.doubled);
+            unlike.append(&mut index.unlike);
+            Ok::<_, Error>(RwLock::new(index.handles))
         };
         let (root_keys, import_pairs) = (index(Kind::RootKey)?, index(Kind::ImportPair)?);
         let signers = index(Kind::Signer)?;
@@ -125,7 +128,8 @@ impl Token {
             import_pairs,
             signers,
             doubled,
-            withheld: RwLock::default(),
+            withheld: RwLock::new(unlike.clone()),
+            unlike,
         };
         Ok((token, session))
     }
@@ -156,8 +160,13 @@ impl Token {
     }
 
     /// CKA_IDs that two objects had when the token came up.
-    pub(super) fn doubled(&self) -> Vec<ObjectId> {
-        self.doubled.clone()
+    pub(super) const fn doubled(&self) -> &BTreeSet<ObjectId> {
+        &self.doubled
+    }
+
+    /// Root keys that were not as they were asked for when the token came up.
+    pub(super) const fn unlike(&self) -> &BTreeSet<ObjectId> {
+        &self.unlike
     }
 
     /// Has a root key not be used until the token comes up anew.

@@ -26,7 +26,8 @@ pub struct Disagreement {
     pub orphans: Vec<ObjectId>,
     /// Key versions whose object the token does not show.
     pub missing: Vec<(ObjectId, String)>,
-    /// Key versions whose object does not open what it sealed. Not used.
+    /// Key versions whose object does not open what it sealed, or is not as root keys are
+    /// made. Not used.
     pub wrong: Vec<(ObjectId, String)>,
     /// CKA_IDs that two objects have. Neither is used.
     pub doubled: Vec<ObjectId>,
@@ -98,7 +99,8 @@ impl Service {
         orphans.extend(shown_pairs.iter().filter(|id| !pairs.contains(id) && is_stray(id)));
         orphans.extend(signers.iter().filter(|id| Some(**id) != signer));
         orphans.sort_unstable();
-        let wrong = self.findings.wrong.lock().clone();
+        let mut wrong = self.findings.wrong.lock().clone();
+        wrong.extend(self.hsm.unlike().unwrap_or_default());
         let of = |which: &dyn Fn(&ObjectId) -> bool| -> Vec<_> {
             let which = versions().filter(|(_, version)| which(&version.object));
             which.map(|(key, version)| (version.object, key.version_name(version.id))).collect()
