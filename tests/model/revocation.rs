@@ -158,7 +158,9 @@ enum Outcome {
     /// Nothing was written, for certain.
     Failed,
     /// Nobody knows; whether it was written.
-    Unknown { written: bool },
+    Unknown {
+        written: bool,
+    },
 }
 
 impl Model for Protocol {
@@ -296,10 +298,16 @@ impl Model for Protocol {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always(NOT_STALE, |_, state| !has(state, Answer::Plaintext, |it| it.forbidden)),
+            Property::always(NOT_STALE, |_, state| {
+                !has(state, Answer::Plaintext, |it| it.forbidden)
+            }),
             Property::always(NOT_LATE, |_, state| !has(state, Answer::Plaintext, |it| it.late)),
-            Property::always(NOT_REFUSED, |_, state| !has(state, Answer::Refused, |it| it.entitled)),
-            Property::always(RECORDED, |_, state| !has(state, Answer::Plaintext, |it| !it.recorded)),
+            Property::always(NOT_REFUSED, |_, state| {
+                !has(state, Answer::Refused, |it| it.entitled)
+            }),
+            Property::always(RECORDED, |_, state| {
+                !has(state, Answer::Plaintext, |it| !it.recorded)
+            }),
             Property::always(NO_MORE_THAN_THE_DISK, |_, state: &State| {
                 state.memory != Some(true) || state.disk
             }),
