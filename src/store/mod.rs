@@ -14,6 +14,7 @@ mod intents;
 mod key_events;
 mod keys;
 mod outbox;
+mod owner;
 mod registrations;
 mod reserve;
 mod rows;
