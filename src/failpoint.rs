@@ -72,8 +72,9 @@ pub(crate) fn pass(point: &'static str) {
 #[cfg(debug_assertions)]
 fn is_last(order: &str, point: &str) -> bool {
     static PASSED: parking_lot::Mutex<(String, u32)> = parking_lot::Mutex::new((String::new(), 0));
-    let (name, last) = order.trim().split_once(' ').unwrap_or((order.trim(), "1"));
-    if name != point {
+    let mut words = order.split_whitespace();
+    let (name, last) = (words.next(), words.next().unwrap_or("1"));
+    if name != Some(point) {
         return false;
     }
     let mut passed = PASSED.lock();

@@ -274,10 +274,9 @@ impl Model for Protocol {
             Action::Commit(outcome) => self.commit(&mut next, outcome),
             Action::RollBack => {
                 let before = next.change.take()?.before;
-                match self {
-                    Self::NoRollback => {}
-                    Self::RollsBackToAllowed => next.memory = Some(true),
-                    _ => next.memory = Some(before),
+                let allowed = before || *self == Self::RollsBackToAllowed;
+                if *self != Self::NoRollback {
+                    next.memory = Some(allowed);
                 }
             }
             Action::Acknowledge => {
@@ -322,11 +321,8 @@ impl Model for Protocol {
 impl Protocol {
     /// What comes next of a change.
     fn go_on(self, change: &Change, actions: &mut Vec<Action>) {
-        let first = match self {
-            Self::TightensAfterCommit | Self::TightensAfterAnswer => false,
-            Self::LoosensBeforeCommit => true,
-            _ => !change.after,
-        };
+        let late = matches!(self, Self::TightensAfterCommit | Self::TightensAfterAnswer);
+        let first = !late && (self == Self::LoosensBeforeCommit || !change.after);
         match change.stage {
             Stage::Begun if first => actions.push(Action::Publish),
             Stage::Begun | Stage::Published => {
