@@ -59,7 +59,7 @@ const ROWS: [(Op, &str, u32, When); 68] = [
     (Import,  "hsm.unwrapped",        1, Always),
     (Import,  "hsm.read_back",        1, Chaos),
     (Import,  "hsm.synchronized",     1, Chaos),
-    (Import,  "object.made",          1, Always),
+    (Import,  "object.made",          1, Chaos),
     (Import,  "create.committed",     1, Chaos),
     (Import,  "create.published",     1, Chaos),
     (Import,  "record.copied",        1, Chaos),
