@@ -6,6 +6,10 @@
 //! `app` is the one place that knows every module. ARCHITECTURE.md has the map,
 //! and `tests/architecture.rs` holds the code to it.
 
+// Before what uses its macro.
+#[macro_use]
+pub mod failpoint;
+
 pub mod api;
 pub mod app;
 pub mod audit;

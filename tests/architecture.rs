@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 /// Module → modules of ours that it may use.
 #[rustfmt::skip]
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
+    ("failpoint", &[]),
     ("domain",    &[]),
     ("secret",    &[]),
     ("envelope",  &["domain", "secret", "error"]),

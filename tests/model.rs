@@ -6,6 +6,12 @@
 //! and of the true running time, which the test itself advances. Seconds throughout.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail")]
+#![expect(clippy::print_stdout, reason = "how much was looked at says what the result is worth")]
+
+#[path = "model/clock_steps.rs"]
+mod clock_steps;
+#[path = "model/revocation.rs"]
+mod revocation;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

@@ -2,91 +2,39 @@
 //! succeeds, no plaintext is ever wrong, and every answer has its record.
 //!
 //! Many clients unwrap all the time, one by one, in batches and on streams, while
-//! keys are disabled and enabled. Everything is written down with its times, and
-//! judged afterwards.
+//! keys are disabled and enabled, deleted and restored, or taken from their service.
+//! Everything is written down with its times, and judged afterwards. The same of wraps,
+//! while keys expire.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail")]
 #![expect(clippy::print_stdout, reason = "how much was tried says what the result is worth")]
 
+#[path = "common/chaos.rs"]
+#[expect(unreachable_pub, reason = "each test binary uses a part")]
+mod chaos;
 mod common;
+#[path = "common/history.rs"]
+#[expect(unreachable_pub, reason = "what a test shares")]
+mod history;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Client, Daemon, refusal, unwrap_request};
+use common::{Client, Daemon, refusal, said, unwrap_request};
+use history::{Change, Effect, Fault, Use};
 use rootkeyd::api::pb;
 use rootkeyd::api::pb::audit_event::Outcome as Recorded;
 use rootkeyd::api::pb::unwrap_dek_result::Outcome;
 use tokio::task::JoinHandle;
 use tonic::Request;
 
-/// One unwrap, of which key, from when until when, and whether it succeeded.
-#[derive(Clone, Copy, Debug)]
-struct Unwrap {
-    key: usize,
-    began: Instant,
-    ended: Instant,
-    ok: bool,
-}
-
-/// A key that was certainly disabled, or certainly enabled: from the return of
-/// the one call until the next one was sent.
-#[derive(Clone, Copy, Debug)]
-struct Period {
-    key: usize,
-    from: Instant,
-    until: Instant,
-    disabled: bool,
-}
-
-/// Unwraps that ended otherwise than the period allows in which they began and ended.
-fn impossible(unwraps: &[Unwrap], periods: &[Period]) -> Vec<Unwrap> {
-    let mut of_key: HashMap<usize, Vec<Period>> = HashMap::new();
-    for period in periods {
-        of_key.entry(period.key).or_default().push(*period);
-    }
-    for periods in of_key.values_mut() {
-        periods.sort_by_key(|period| period.from);
-    }
-    let contradicts = |unwrap: &&Unwrap| {
-        let periods = of_key.get(&unwrap.key).map_or(&[][..], Vec::as_slice);
-        let after = periods.partition_point(|period| period.from < unwrap.began);
-        let last = after.checked_sub(1).map(|place| periods[place]);
-        last.is_some_and(|period| unwrap.ended < period.until && unwrap.ok == period.disabled)
-    };
-    unwraps.iter().filter(contradicts).copied().collect()
-}
-
-#[test]
-fn the_judge_finds_a_stale_unwrap_and_a_wrong_refusal() {
-    let start = Instant::now();
-    let at = |millis| start + Duration::from_millis(millis);
-    let period =
-        |from, until, disabled| Period { key: 0, from: at(from), until: at(until), disabled };
-    let periods = [period(10, 20, true), period(22, 30, false), period(32, 40, true)];
-    let unwrap = |began, ended, ok| Unwrap { key: 0, began: at(began), ended: at(ended), ok };
-    let fine = [
-        unwrap(5, 9, true),
-        // Concurrent with the change: either is right.
-        unwrap(9, 15, true),
-        unwrap(15, 23, true),
-        unwrap(15, 19, false),
-        unwrap(23, 29, true),
-        unwrap(29, 33, false),
-    ];
-    assert!(impossible(&fine, &periods).is_empty());
-    assert_eq!(impossible(&[unwrap(11, 19, true)], &periods).len(), 1);
-    assert_eq!(impossible(&[unwrap(33, 39, true)], &periods).len(), 1);
-    assert_eq!(impossible(&[unwrap(23, 29, false)], &periods).len(), 1);
-    assert!(impossible(&[Unwrap { key: 1, ..unwrap(11, 19, true) }], &periods).is_empty());
-}
-
 /// What takes a key away from those who use it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum By {
     Disabling,
+    Deletion,
     RemovalOfAuthorization,
 }
 
@@ -94,6 +42,7 @@ impl By {
     const fn reason(self) -> &'static str {
         match self {
             Self::Disabling => "KEY_SUSPENDED",
+            Self::Deletion => "KEY_DESTROYED",
             Self::RemovalOfAuthorization => "PERMISSION_DENIED",
         }
     }
@@ -106,7 +55,7 @@ struct Load {
     /// What takes the keys away.
     by: By,
     over: AtomicBool,
-    unwraps: Mutex<Vec<Unwrap>>,
+    unwraps: Mutex<Vec<Use>>,
     /// What each request id was answered: how many succeeded, how many did not.
     answers: Mutex<HashMap<String, (i64, i64)>>,
     next: AtomicU64,
@@ -144,7 +93,7 @@ impl Load {
 
     fn note(&self, id: String, began: Instant, outcomes: &[(usize, bool)]) {
         let ended = Instant::now();
-        let unwraps = outcomes.iter().map(|(key, ok)| Unwrap { key: *key, began, ended, ok: *ok });
+        let unwraps = outcomes.iter().map(|(key, ok)| Use { key: *key, began, ended, ok: *ok });
         self.unwraps.lock().unwrap().extend(unwraps);
         let mut answers = self.answers.lock().unwrap();
         let counts = answers.entry(id).or_default();
@@ -219,56 +168,54 @@ fn with_id<T>(message: T, id: &str) -> Request<T> {
     request
 }
 
-/// Takes each key away from the service and gives it back, in turn, until the load is over.
-async fn toggle_authorizations(load: &Load, mut admin: Client) -> Vec<Period> {
-    let mut periods = Vec::new();
-    let mut names = Vec::new();
-    for (key, _, _) in &load.keys {
-        let given = admin.authorize("block-storage", key).await.unwrap();
-        names.push((given.name, Instant::now()));
-    }
-    while !load.is_over() {
-        for (key, (name, _, _)) in load.keys.iter().enumerate() {
-            let sent = Instant::now();
-            admin.deauthorize(&names[key].0).await.unwrap();
-            let from = Instant::now();
-            periods.push(Period { key, from: names[key].1, until: sent, disabled: false });
-            tokio::time::sleep(Duration::from_millis(15)).await;
-            let sent = Instant::now();
-            let given = admin.authorize("block-storage", name).await.unwrap();
-            periods.push(Period { key, from, until: sent, disabled: true });
-            names[key] = (given.name, Instant::now());
-            tokio::time::sleep(Duration::from_millis(10)).await;
+/// Takes every key away and gives it back, in turn, until the load is over.
+async fn toggle(load: &Load, daemon: &Daemon, mut admin: Client) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let mut authorizations = Vec::new();
+    if load.by == By::RemovalOfAuthorization {
+        for (name, _, _) in &load.keys {
+            authorizations.push(admin.authorize("block-storage", name).await.unwrap().name);
         }
     }
-    periods
-}
-
-/// Disables and enables every key in turn until the load is over.
-async fn toggle(load: &Load, daemon: &Daemon, mut admin: Client) -> Vec<Period> {
-    let mut periods = Vec::new();
-    let mut since: Vec<Option<Instant>> = vec![None; load.keys.len()];
     let mut seconds = 0;
     while !load.is_over() {
         for (key, (name, _, _)) in load.keys.iter().enumerate() {
             let sent = Instant::now();
-            admin.disable(name).await.unwrap();
-            let from = Instant::now();
-            if let Some(enabled) = since[key] {
-                periods.push(Period { key, from: enabled, until: sent, disabled: false });
+            match load.by {
+                By::Disabling => drop(admin.disable(name).await.unwrap()),
+                By::Deletion => drop(admin.delete(name).await.unwrap()),
+                By::RemovalOfAuthorization => {
+                    admin.deauthorize(&authorizations[key]).await.unwrap();
+                }
             }
+            let acknowledged = Some(Instant::now());
+            changes.push(Change { key, effect: Effect::Takes, sent, acknowledged });
             tokio::time::sleep(Duration::from_millis(15)).await;
             // The 30 seconds of rest are over at once, by the test clock.
             seconds += 31;
-            daemon.set_clock(&format!("+{seconds}s"));
+            if load.by != By::RemovalOfAuthorization {
+                daemon.set_clock(&format!("+{seconds}s"));
+            }
             let sent = Instant::now();
-            admin.enable(name).await.unwrap();
-            periods.push(Period { key, from, until: sent, disabled: true });
-            since[key] = Some(Instant::now());
+            match load.by {
+                By::Disabling => drop(admin.enable(name).await.unwrap()),
+                By::Deletion => drop(admin.restore(name).await.unwrap()),
+                By::RemovalOfAuthorization => {
+                    authorizations[key] =
+                        admin.authorize("block-storage", name).await.unwrap().name;
+                }
+            }
+            let acknowledged = Some(Instant::now());
+            changes.push(Change { key, effect: Effect::Gives, sent, acknowledged });
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-    periods
+    changes
+}
+
+/// How long the load lasts.
+fn duration() -> Duration {
+    Duration::from_secs(chaos::rounds(8, 120))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -277,9 +224,23 @@ async fn no_unwrap_that_begins_after_disable_returned_succeeds() {
     let mut admin = daemon.client("admin").await;
     let load = begin(&mut admin, By::Disabling).await;
     let clients = spread(&daemon, &load, &["block-storage", "file-storage", "image"]).await;
-    end_after(&load, Duration::from_secs(20));
-    let periods = toggle(&load, &daemon, admin.clone()).await;
-    judge(&load, clients, &periods, &mut admin).await;
+    end_after(&load, duration());
+    let changes = toggle(&load, &daemon, admin.clone()).await;
+    judge(&load, clients, &changes, &mut admin).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_unwrap_that_begins_after_delete_returned_succeeds() {
+    // Every key can be restored, generated ones too.
+    let daemon = Daemon::start_edited(|config| {
+        config.replace("profile = \"vpc\"", "profile = \"key-protect\"")
+    });
+    let mut admin = daemon.client("admin").await;
+    let load = begin(&mut admin, By::Deletion).await;
+    let clients = spread(&daemon, &load, &["block-storage", "file-storage", "image"]).await;
+    end_after(&load, duration());
+    let changes = toggle(&load, &daemon, admin.clone()).await;
+    judge(&load, clients, &changes, &mut admin).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -293,10 +254,67 @@ async fn no_unwrap_that_begins_after_the_removal_of_an_authorization_returned_su
     let whole = admin.authorization_of("block-storage").await;
     admin.deauthorize(&whole).await.unwrap();
     let clients = spread(&daemon, &load, &["block-storage"]).await;
-    end_after(&load, Duration::from_secs(15));
-    let periods = toggle_authorizations(&load, admin.clone()).await;
-    judge(&load, clients, &periods, &mut admin).await;
+    end_after(&load, duration());
+    let changes = toggle(&load, &daemon, admin.clone()).await;
+    judge(&load, clients, &changes, &mut admin).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_wrap_that_begins_after_a_key_has_expired_succeeds() {
+    let daemon = Daemon::start();
+    let mut admin = daemon.client("admin").await;
+    let now = admin.create("now").await.create_time.unwrap();
+    let mut keys = Vec::new();
+    for hour in 1..=EXPIRING {
+        let expire_time = prost_types::Timestamp { seconds: now.seconds + hour * 3600, nanos: 0 };
+        let key = pb::Key {
+            display_name: "expires".into(),
+            expire_time: Some(expire_time),
+            ..Default::default()
+        };
+        keys.push(admin.create_key(key).await.unwrap().name);
+    }
+    let keys = Arc::new(keys);
+    let over = Arc::new(AtomicBool::new(false));
+    let mut wrappers = Vec::new();
+    for first in 0..16 {
+        let mut client = daemon.client("block-storage").await;
+        let (keys, over) = (Arc::clone(&keys), Arc::clone(&over));
+        wrappers.push(tokio::spawn(async move {
+            let (mut uses, mut key) = (Vec::new(), first);
+            while !over.load(Ordering::Relaxed) {
+                key = (key + 1) % keys.len();
+                let began = Instant::now();
+                let wrapped = said(client.wrap(&keys[key], b"dek", &[]).await);
+                let ok = wrapped == "ok";
+                assert!(ok || wrapped == "KEY_DEACTIVATED", "{wrapped}");
+                uses.push(Use { key, began, ended: Instant::now(), ok });
+            }
+            uses
+        }));
+    }
+    let mut changes = Vec::new();
+    for (key, (name, hour)) in keys.iter().zip(1..).enumerate() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let sent = Instant::now();
+        daemon.set_clock(&format!("+{hour}h"));
+        let expired =
+            async || admin.clone().get(name).await.unwrap().state() == pb::key::State::Deactivated;
+        daemon.until("it has expired", expired).await;
+        let acknowledged = Some(Instant::now());
+        changes.push(Change { key, effect: Effect::Takes, sent, acknowledged });
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    over.store(true, Ordering::Relaxed);
+    let mut uses = Vec::new();
+    for wrapper in wrappers {
+        uses.extend(wrapper.await.unwrap());
+    }
+    judge_history("expiry", &uses, &changes);
+}
+
+/// Keys that expire, an hour after one another.
+const EXPIRING: i64 = 40;
 
 /// Keys, and nothing asked of them yet.
 async fn begin(admin: &mut Client, by: By) -> Arc<Load> {
@@ -345,19 +363,33 @@ fn end_after(load: &Arc<Load>, time: Duration) {
     });
 }
 
-async fn judge(load: &Load, clients: Vec<JoinHandle<()>>, periods: &[Period], admin: &mut Client) {
+async fn judge(load: &Load, clients: Vec<JoinHandle<()>>, changes: &[Change], admin: &mut Client) {
     for client in clients {
         client.await.unwrap();
     }
     let unwraps = load.unwraps.lock().unwrap().clone();
-    let refused = unwraps.iter().filter(|unwrap| !unwrap.ok).count();
-    let disabled = periods.iter().filter(|period| period.disabled).count();
-    println!("{} unwraps, {refused} refused, {disabled} times taken away", unwraps.len());
-    // Or it would have shown nothing.
-    assert!(unwraps.len() > 1000 && refused > 100 && disabled > 20);
-    let wrong = impossible(&unwraps, periods);
-    assert!(wrong.is_empty(), "{} of {}: {:?}", wrong.len(), unwraps.len(), wrong[0]);
+    judge_history(&format!("{:?}", load.by), &unwraps, changes);
     every_answer_has_its_record(load, admin).await;
+}
+
+fn judge_history(by: &str, uses: &[Use], changes: &[Change]) {
+    let refused = uses.iter().filter(|it| !it.ok).count();
+    let taken = changes.iter().filter(|change| change.effect == Effect::Takes).count();
+    println!("{} uses, {refused} refused, {taken} times taken away", uses.len());
+    // Or it would have shown nothing.
+    assert!(uses.len() > 1000 && refused > 100 && taken > 20);
+    let faults = history::faults(uses, changes);
+    let stale = faults.iter().filter(|(_, fault)| *fault == Fault::Stale).count();
+    let count = |n: usize| u64::try_from(n).unwrap();
+    let seen = chaos::Seen {
+        faults: count(taken),
+        checked: count(uses.len()),
+        lost: 0,
+        stale: count(stale),
+        wrong: count(faults.len() - stale),
+    };
+    chaos::report(&format!("revocation by {by}"), seen);
+    assert!(faults.is_empty(), "{} of {}: {:?}", faults.len(), uses.len(), faults[0]);
 }
 
 async fn every_answer_has_its_record(load: &Load, admin: &mut Client) {

@@ -12,7 +12,10 @@ use super::{
     output::{NOTHING, Output, human_time, or_nothing, rfc3339, rows},
 };
 use crate::{
-    api::pb,
+    api::pb::{
+        self,
+        hsm_status::{Finding, finding::Kind},
+    },
     client::{Client, ClientConfig, Refusal},
 };
 
@@ -158,6 +161,12 @@ fn hsm(status: pb::HsmStatus) -> Vec<Check> {
         mechanisms,
         round_trip,
         round_trip_micros,
+        findings,
+        wrong,
+        doubled,
+        resurrected,
+        unfinished,
+        torn,
     } = status;
     let used: Vec<_> = mechanisms
         .into_iter()
@@ -169,10 +178,15 @@ fn hsm(status: pb::HsmStatus) -> Vec<Check> {
         true => format!("encrypted and decrypted in {round_trip_micros} µs"),
         false => "a session key could not be made, or did not decrypt what it encrypted".to_owned(),
     };
-    let mut orphan = Check::ok("orphans", format!("{orphans} objects that no key version names"));
-    if orphans > 0 {
-        orphan.advice = Some("no harm; look whose they are before anything is removed by hand");
-    }
+    let told = |kind, n: u64, what: &str| with_findings(format!("{n} {what}"), &findings, kind);
+    // What is worth a look and yet is as it should be.
+    let noted = |name, kind, n, what, advice| Check {
+        advice: (n > 0).then_some(advice),
+        ..Check::ok(name, told(kind, n, what))
+    };
+    let needed = |name, kind, n: u64, what, advice| {
+        Check::require(name, n == 0, told(kind, n, what), advice)
+    };
     vec![
         Check::require("hsm", ready, problem, "do what the detail says, then run doctor again"),
         Check::require(
@@ -207,13 +221,49 @@ fn hsm(status: pb::HsmStatus) -> Vec<Check> {
             "no session is open; see the daemon's log for why",
         ),
         Check::ok("objects", format!("{objects} root key objects in the token")),
-        orphan,
-        Check::require(
+        noted(
+            "orphans",
+            Kind::Orphan,
+            orphans,
+            "objects that no key version names",
+            "no harm; look whose they are before anything is removed by hand",
+        ),
+        needed(
             "missing",
-            missing == 0,
-            format!("{missing} key versions without their object in the token"),
+            Kind::Missing,
+            missing,
+            "key versions without their object in the token",
             "restore the token from its backup; what these versions wrapped cannot be unwrapped",
         ),
+        needed(
+            "wrong",
+            Kind::Wrong,
+            wrong,
+            "key versions whose object is not the key that it was",
+            "restore the token from its backup; these versions are not used",
+        ),
+        needed(
+            "doubled",
+            Kind::Doubled,
+            doubled,
+            "CKA_IDs that two objects have",
+            "find out which one was copied in, take it out, and start rootkeyd again",
+        ),
+        needed(
+            "resurrected",
+            Kind::Resurrected,
+            resurrected,
+            "objects of purged keys were there again and are destroyed",
+            "find out which backup of the token holds them, or why files were not removed",
+        ),
+        noted(
+            "unfinished",
+            Kind::Unfinished,
+            unfinished,
+            "changes that were cut short and are not undone yet",
+            "they are undone by themselves while the HSM is up; the daemon's log says why not",
+        ),
+        torn_files(torn, &findings),
         Check::require(
             "round trip",
             round_trip,
@@ -221,6 +271,25 @@ fn hsm(status: pb::HsmStatus) -> Vec<Check> {
             "look at the HSM and at the daemon's log; nothing can be unwrapped",
         ),
     ]
+}
+
+/// What was found, one a line below what it is.
+fn with_findings(summary: String, findings: &[Finding], kind: Kind) -> String {
+    let found = findings.iter().filter(|finding| finding.kind() == kind);
+    let lines = found.map(|Finding { kind: _, object, subject }| {
+        [object.as_str(), subject.as_str()].join(" ").trim().to_owned()
+    });
+    std::iter::once(summary).chain(lines).collect::<Vec<_>>().join("\n")
+}
+
+fn torn_files(torn: Option<u64>, findings: &[Finding]) -> Check {
+    let Some(torn) = torn else {
+        return Check::ok("torn", "not looked for: the token is not in files that are known");
+    };
+    let summary = format!("{torn} object files of the token are empty");
+    let check = Check::ok("torn", with_findings(summary, findings, Kind::Torn));
+    let advice = "no harm if no version is missing; a crash left them, and they can be removed";
+    Check { advice: (torn > 0).then_some(advice), ..check }
 }
 
 fn refused(name: &'static str, refusal: &Refusal) -> Check {
@@ -262,6 +331,13 @@ mod tests {
             }],
             round_trip: true,
             round_trip_micros: 180,
+            findings: vec![Finding {
+                kind: Kind::Orphan.into(),
+                object: "0f3c".to_owned(),
+                subject: String::new(),
+            }],
+            torn: Some(0),
+            ..Default::default()
         }
     }
 
@@ -274,6 +350,7 @@ mod tests {
         assert!(failures(healthy()).is_empty());
         let table = Report { ready: true, checks: hsm(healthy()) }.table().to_string();
         assert!(table.contains("180 µs") && table.contains("CKM_AES_GCM: wrap"), "{table}");
+        assert!(table.contains("0f3c"), "{table}");
         assert!(!table.contains("FAIL"));
     }
 
@@ -283,6 +360,10 @@ mod tests {
         assert_eq!(failures(missing), ["missing"]);
         let broken = pb::HsmStatus { ready: false, round_trip: false, ..healthy() };
         assert_eq!(failures(broken), ["hsm", "round trip"]);
+        let untrue = pb::HsmStatus { wrong: 1, doubled: 1, resurrected: 1, ..healthy() };
+        assert_eq!(failures(untrue), ["wrong", "doubled", "resurrected"]);
+        let cut_short = pb::HsmStatus { unfinished: 1, torn: Some(3), ..healthy() };
+        assert!(failures(cut_short).is_empty());
     }
 
     #[test]

@@ -216,7 +216,7 @@ impl Courier {
     fn carry(&self, process: &mut Process, job: Job) -> io::Result<()> {
         self.watch.reported.store(false, Ordering::Relaxed);
         self.watch.activity.begin(Some(&job.work));
-        let (ask, waiting) = split(job.work);
+        let (ask, waiting) = split(job.work, &self.shelf);
         let asked = wire::write(&mut process.stream, &ask);
         // Its DEKs are wiped before the wait.
         drop(ask);
@@ -345,9 +345,9 @@ impl Waiting {
 }
 
 /// A job as it goes to the process, and what stays here of it.
-fn split(work: Work) -> (Ask, Waiting) {
+fn split(work: Work, shelf: &Shelf) -> (Ask, Waiting) {
     match work {
-        Work::Crypt(items, reply) => (Ask::Crypt(items), Waiting::Crypted(reply)),
+        Work::Crypt(items, reply) => (Ask::Crypt(items, shelf.withheld()), Waiting::Crypted(reply)),
         Work::Generate(object, reply) => (Ask::Generate(object), Waiting::Sealed(reply, object)),
         Work::GenerateImportPair(object, reply) => {
             let made = Some((Kind::ImportPair, object));

@@ -30,6 +30,7 @@ impl Worker {
         let decrypts = self.token.ways.get().map_or(self.token.decrypts, Ways::need);
         let made = pair::generate(&self.session, object, decrypts);
         made.map_err(|error| self.failed(&error))?;
+        failpoint!("hsm.pair_generated");
         let asked = pair::private_template(object, decrypts);
         let (fresh, private) = self.read_back(Kind::ImportPair, object, &asked)?;
         let public = patiently(|| pair::public_key(&fresh, object, private));
@@ -51,6 +52,7 @@ impl Worker {
             Some(Way::Software) => self.unwrap_in_software(import)?,
             None => return Err(Failure::Answer(HsmError::Refused(RvError::MechanismParamInvalid))),
         }
+        failpoint!("hsm.unwrapped");
         let asked = object::template(*object, Origin::Imported);
         let (fresh, handle) = self.read_back(Kind::RootKey, *object, &asked)?;
         self.check_length(&fresh, handle)?;
@@ -512,7 +514,7 @@ mod tests {
             assert_eq!(hsm.import_pairs().unwrap(), [pair]);
             assert_eq!(hsm.objects().unwrap(), [object]);
             let session = crate::hsm::tests::token(&hsm).session().unwrap();
-            let indexed = object::index(&session, Kind::ImportPair).unwrap();
+            let indexed = object::index(&session, Kind::ImportPair).unwrap().handles;
             assert!(indexed.contains_key(&pair) && indexed.len() == 1);
             assert_eq!(object::find_all(&session, pair).unwrap().len(), 2);
             for gone in [pair, object] {

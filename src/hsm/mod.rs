@@ -29,11 +29,13 @@ mod supervisor;
 #[cfg(test)]
 mod tests;
 mod token;
+mod torn;
 mod unwrapping;
 mod wire;
 mod worker;
 mod worker_process;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -48,6 +50,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 pub use token::{TokenInfo, make_token};
+pub use torn::torn_files;
 pub use worker_process::serve_worker;
 
 use crate::domain::{ImportAlgorithm, ObjectId, SealedMaterial};
@@ -347,6 +350,39 @@ impl Hsm {
         self.shown(Kind::RootKey)
     }
 
+    /// CKA_IDs that two objects had when the token came up, of which none is used;
+    /// `None` while it is away.
+    pub fn doubled(&self) -> Option<Vec<ObjectId>> {
+        match &self.0.view {
+            View::Threads(token) => {
+                token.load().as_ref().map(|token| token.doubled().iter().copied().collect())
+            }
+            View::Processes(shelf) => shelf.doubled(),
+        }
+    }
+
+    /// Root keys that were not as they were asked for when the token came up, of which
+    /// none is used; `None` while it is away.
+    pub fn unlike(&self) -> Option<BTreeSet<ObjectId>> {
+        match &self.0.view {
+            View::Threads(token) => token.load().as_ref().map(|token| token.unlike().clone()),
+            View::Processes(shelf) => shelf.unlike(),
+        }
+    }
+
+    /// Has a root key not be used until the token comes up anew: it is not the key that
+    /// it was.
+    pub fn withhold(&self, object: ObjectId) {
+        match &self.0.view {
+            View::Threads(token) => {
+                if let Some(token) = &*token.load() {
+                    token.withhold(object);
+                }
+            }
+            View::Processes(shelf) => shelf.withhold(object),
+        }
+    }
+
     /// Does all of `items` as one job; each succeeds or fails alone, and the
     /// answer is as long as `items`.
     ///
@@ -481,6 +517,12 @@ impl Hsm {
         let (iv, bytes) = check_value.split_first_chunk()?;
         let sealed = Sealed { iv: *iv, bytes: bytes.to_vec() };
         Some(Crypt::Open { object, aad: object::CHECK_AAD.to_vec(), sealed, reseal: None })
+    }
+
+    /// What opens with no key: in the place of a check value that cannot be one.
+    pub fn check_nothing(object: ObjectId) -> Crypt {
+        let sealed = Sealed { iv: [0; mechanism::IV_BYTES], bytes: vec![0; 16] };
+        Crypt::Open { object, aad: object::CHECK_AAD.to_vec(), sealed, reseal: None }
     }
 
     /// Makes a key in a session, seals, opens and compares; how long it took.

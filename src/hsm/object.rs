@@ -7,7 +7,7 @@
 //! WRAP nor UNWRAP. Import pairs: `pair.rs`; the
 //! signer: `signer.rs`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use cryptoki::error::{Error, Result, RvError};
@@ -15,6 +15,7 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 use cryptoki::session::Session;
 
 use super::mechanism::{MAKE_ROOT_KEY, SEAL};
+use super::root_key::patiently;
 use super::supervisor::CANARY;
 use crate::domain::ObjectId;
 
@@ -66,23 +67,41 @@ impl Kind {
     }
 }
 
-/// Every object of that kind that the token shows. Of two objects with one CKA_ID
-/// neither is used.
-pub(super) fn index(session: &Session, kind: Kind) -> Result<HashMap<ObjectId, ObjectHandle>> {
-    let mut index = HashMap::new();
-    let mut doubled = Vec::new();
+/// Objects of one kind, as the token shows them when it comes up.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    /// Those that are used.
+    pub(super) handles: HashMap<ObjectId, ObjectHandle>,
+    /// CKA_IDs that two or more have: of those none is used.
+    pub(super) doubled: BTreeSet<ObjectId>,
+    /// Root keys that are not as they were asked for, as one that is torn: not used.
+    pub(super) unlike: BTreeSet<ObjectId>,
+}
+
+/// Every object of that kind that the token shows.
+pub(super) fn index(session: &Session, kind: Kind) -> Result<Index> {
+    let mut index = Index::default();
     for handle in session.find_objects(&[kind.class(), TOKEN])? {
         let Some(id) = ours(session, kind, handle)? else { continue };
+        if kind == Kind::RootKey && !is_root_key(session, handle, id)? {
+            tracing::error!(object = %id, "not as root keys are made; not used");
+            index.unlike.insert(id);
+        }
         // Of canaries any will do.
-        if index.insert(id, handle).is_some() && id != CANARY {
+        if index.handles.insert(id, handle).is_some() && id != CANARY {
             tracing::error!(object = %id, "two objects in the token have one CKA_ID; not used");
-            doubled.push(id);
+            index.doubled.insert(id);
         }
     }
-    for id in doubled {
-        index.remove(&id);
-    }
+    index.handles.retain(|id, _| !index.doubled.contains(id) && !index.unlike.contains(id));
     Ok(index)
+}
+
+/// Whether it is as root keys are made, of whatever origin.
+fn is_root_key(session: &Session, handle: ObjectHandle, object: ObjectId) -> Result<bool> {
+    let asked = template(object, Origin::Imported);
+    let as_asked = || Ok(is_as_asked(session, handle, &asked)?.then_some(()));
+    Ok(patiently(as_asked)?.is_some())
 }
 
 /// The one object of that kind with that CKA_ID, if there is just one. Of canaries

@@ -16,6 +16,7 @@ use crate::domain::ObjectId;
 impl Worker {
     pub(super) fn generate(&mut self, object: ObjectId) -> Result<Sealed, Failure> {
         object::generate(&self.session, object).map_err(|error| self.failed(&error))?;
+        failpoint!("hsm.generated");
         let asked = object::template(object, Origin::Generated);
         let (_session, handle) = self.read_back(Kind::RootKey, object, &asked)?;
         self.synchronize()?;
@@ -40,6 +41,7 @@ impl Worker {
             Ok(object::is_as_asked(&fresh, handle, asked)?.then_some(handle))
         });
         if let Some(handle) = as_asked.map_err(|error| self.failed(&error))? {
+            failpoint!("hsm.read_back");
             return Ok((fresh, handle));
         }
         let Some(handle) = last else { return Err(self.absent(kind, object)) };
@@ -62,6 +64,7 @@ impl Worker {
     pub(super) fn destroy(&mut self, object: ObjectId) -> Result<(), Failure> {
         self.token.forget(object);
         object::destroy(&self.session, object).map_err(|error| self.failed(&error))?;
+        failpoint!("hsm.destroyed");
         self.synchronize()?;
         let fresh = self.token.session().map_err(|error| self.failed(&error))?;
         let left = object::find_all(&fresh, object).map_err(|error| self.failed(&error))?;
@@ -80,7 +83,9 @@ impl Worker {
         synchronized.map_err(|error| {
             tracing::error!(%error, "the token's directory cannot be synchronized");
             Failure::Answer(HsmError::Unavailable)
-        })
+        })?;
+        failpoint!("hsm.synchronized");
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! What worker processes show: the token's objects as the daemon knows them, without
 //! a session of its own.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
@@ -29,6 +29,10 @@ struct Token {
     info: TokenInfo,
     objects: HashSet<(Kind, ObjectId)>,
     algorithms: Option<Vec<ImportAlgorithm>>,
+    doubled: Vec<ObjectId>,
+    unlike: BTreeSet<ObjectId>,
+    /// Root keys that are not what they were; each process hears of them with its jobs.
+    withheld: Vec<ObjectId>,
 }
 
 impl Inner {
@@ -40,7 +44,8 @@ impl Inner {
 impl Shelf {
     /// A writer has the token, and this is what it shows.
     pub(super) fn list(&self, shown: Shown) {
-        let Shown { library, slot, serial, mechanisms, root_keys, import_pairs, signers } = shown;
+        let Shown { root_keys, import_pairs, signers, doubled, unlike, .. } = shown;
+        let Shown { library, slot, serial, mechanisms, .. } = shown;
         let of = |kind, ids: Vec<ObjectId>| ids.into_iter().map(move |id| (kind, id));
         let objects = of(Kind::RootKey, root_keys)
             .chain(of(Kind::ImportPair, import_pairs))
@@ -51,7 +56,9 @@ impl Shelf {
             mark(&mut objects, *kind, *object, *is_there);
         }
         let info = TokenInfo { library, slot, serial, mechanisms };
-        inner.token = Some(Token { info, objects, algorithms: None });
+        let unlike = unlike.into_iter().collect();
+        let (algorithms, withheld) = (None, Vec::new());
+        inner.token = Some(Token { info, objects, algorithms, doubled, unlike, withheld });
     }
 
     /// A reader has it.
@@ -94,6 +101,28 @@ impl Shelf {
     /// The same, if it is known.
     pub(super) fn algorithms(&self) -> Option<Vec<ImportAlgorithm>> {
         self.0.read().token()?.algorithms.clone()
+    }
+
+    /// CKA_IDs that two objects have.
+    pub(super) fn doubled(&self) -> Option<Vec<ObjectId>> {
+        self.0.read().token().map(|token| token.doubled.clone())
+    }
+
+    /// Root keys that are not as they were asked for.
+    pub(super) fn unlike(&self) -> Option<BTreeSet<ObjectId>> {
+        self.0.read().token().map(|token| token.unlike.clone())
+    }
+
+    /// Has a root key not be used until a writer lists the token anew.
+    pub(super) fn withhold(&self, object: ObjectId) {
+        if let Some(token) = &mut self.0.write().token {
+            token.withheld.push(object);
+        }
+    }
+
+    /// Those that are not to be used.
+    pub(super) fn withheld(&self) -> Vec<ObjectId> {
+        self.0.read().token().map(|token| token.withheld.clone()).unwrap_or_default()
     }
 
     /// What module and token say of themselves.

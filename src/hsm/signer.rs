@@ -27,6 +27,7 @@ impl Worker {
             self.in_good_order()?;
             let made = generate(&self.session, object);
             made.map_err(|error| self.failed(&error))?;
+            failpoint!("hsm.signer_generated");
         }
         let asked = private_template(object);
         let (fresh, private) = self.read_back(Kind::Signer, object, &asked)?;

@@ -239,7 +239,9 @@ fn two_objects_with_one_id_are_neither_used_nor_taken_for_a_new_key() {
         let object = new_key(&hsm).await;
         assert_eq!(hsm.generate(object, soon()).await, Err(HsmError::Missing));
         let session = token(&hsm).session().unwrap();
-        assert!(!super::object::index(&session, Kind::RootKey).unwrap().contains_key(&object));
+        assert!(
+            !super::object::index(&session, Kind::RootKey).unwrap().handles.contains_key(&object)
+        );
     });
 }
 

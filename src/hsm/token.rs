@@ -6,7 +6,7 @@
 //! login counts as none; the object is then looked for again (`worker.rs`). With the
 //! module a new `Token` begins, so nothing of before a restart is used after it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -95,6 +95,12 @@ pub(super) struct Token {
     signers: Handles,
     /// What was looked for and is not there, and when.
     absent: RwLock<HashMap<(Kind, ObjectId), Instant>>,
+    /// CKA_IDs that two objects had when the token came up.
+    doubled: BTreeSet<ObjectId>,
+    /// Root keys that were not as they were asked for then.
+    unlike: BTreeSet<ObjectId>,
+    /// Those, and root keys that are not what they were: there is no handle of them.
+    withheld: RwLock<BTreeSet<ObjectId>>,
 }
 
 type Handles = RwLock<HashMap<ObjectId, Handle>>;
@@ -124,8 +130,12 @@ impl Token {
         }
         let session = module.open_rw_session(slot)?;
         login.log_in(&session)?;
-        let index = |kind| {
-            let found = object::index(&session, kind)?.into_iter();
+        let (mut doubled, mut unlike) = (BTreeSet::new(), BTreeSet::new());
+        let mut index = |kind| {
+            let mut index = object::index(&session, kind)?;
+            doubled.append(&mut index.doubled);
+            unlike.append(&mut index.unlike);
+            let found = index.handles.into_iter();
             let noted = found.map(|(id, handle)| (id, Handle { handle, login: 0 }));
             Ok::<_, Error>(RwLock::new(noted.collect()))
         };
@@ -148,6 +158,9 @@ impl Token {
             import_pairs,
             signers,
             absent: RwLock::default(),
+            doubled,
+            withheld: RwLock::new(unlike.clone()),
+            unlike,
         };
         Ok((token, session))
     }
@@ -204,9 +217,25 @@ impl Token {
         self.handles(kind).write().insert(object, Handle { handle, login });
     }
 
+    /// CKA_IDs that two objects had when the token came up.
+    pub(super) const fn doubled(&self) -> &BTreeSet<ObjectId> {
+        &self.doubled
+    }
+
+    /// Root keys that were not as they were asked for when the token came up.
+    pub(super) const fn unlike(&self) -> &BTreeSet<ObjectId> {
+        &self.unlike
+    }
+
+    /// Has a root key not be used until the token comes up anew.
+    pub(super) fn withhold(&self, object: ObjectId) {
+        self.withheld.write().insert(object);
+        self.handles(Kind::RootKey).write().remove(&object);
+    }
+
     /// Notes that an object is being destroyed.
     pub(super) fn forget(&self, object: ObjectId) {
-        for kind in [Kind::RootKey, Kind::ImportPair, Kind::Signer] {
+        for kind in Kind::ALL {
             self.handles(kind).write().remove(&object);
         }
     }
@@ -220,9 +249,11 @@ impl Token {
         absent.insert((kind, object), Instant::now());
     }
 
-    /// Whether that was noted a moment ago.
+    /// Whether that was noted a moment ago, or the object is not to be used.
     pub(super) fn is_absent(&self, kind: Kind, object: ObjectId) -> bool {
-        self.absent.read().get(&(kind, object)).is_some_and(|since| since.elapsed() < ABSENT)
+        let since = self.absent.read().get(&(kind, object)).copied();
+        since.is_some_and(|since| since.elapsed() < ABSENT)
+            || self.withheld.read().contains(&object)
     }
 
     fn handles(&self, kind: Kind) -> &Handles {

@@ -67,13 +67,20 @@ pub(super) struct Shown {
     pub(super) import_pairs: Vec<ObjectId>,
     #[cbor(n(6), with = "ids")]
     pub(super) signers: Vec<ObjectId>,
+    /// CKA_IDs that two objects have.
+    #[cbor(n(7), with = "ids")]
+    pub(super) doubled: Vec<ObjectId>,
+    /// Root keys that are not as they were asked for.
+    #[cbor(n(8), with = "ids")]
+    pub(super) unlike: Vec<ObjectId>,
 }
 
 /// A job.
 #[derive(Debug, Decode, Encode)]
 pub(super) enum Ask {
+    /// With the root keys that are not to be used.
     #[n(0)]
-    Crypt(#[n(0)] Vec<Crypt>),
+    Crypt(#[n(0)] Vec<Crypt>, #[cbor(n(1), with = "ids")] Vec<ObjectId>),
     #[n(1)]
     Generate(#[cbor(n(0), with = "id")] ObjectId),
     #[n(2)]

@@ -98,6 +98,8 @@ fn shown(token: &Token) -> Shown {
         root_keys: token.shown(Kind::RootKey),
         import_pairs: token.shown(Kind::ImportPair),
         signers: token.shown(Kind::Signer),
+        doubled: token.doubled().iter().copied().collect(),
+        unlike: token.unlike().iter().copied().collect(),
     }
 }
 
@@ -119,10 +121,15 @@ fn serve(worker: &mut Worker, stream: &mut UnixStream) -> io::Result<()> {
 }
 
 fn answer(worker: &mut Worker, ask: Ask) -> Answer {
+    if let Ask::Crypt(_, withheld) = &ask {
+        for object in withheld {
+            worker.token.withhold(*object);
+        }
+    }
     let mut lost = None;
     let mut run = |work| lost = worker.work(work).err().map(|lost| lost.to_string());
     let said = match ask {
-        Ask::Crypt(items) => Said::Crypted(done(|reply| run(Work::Crypt(items, reply)))),
+        Ask::Crypt(items, _withheld) => Said::Crypted(done(|reply| run(Work::Crypt(items, reply)))),
         Ask::Generate(object) => Said::Sealed(done(|reply| run(Work::Generate(object, reply)))),
         Ask::GenerateImportPair(object) => {
             Said::Bytes(done(|reply| run(Work::GenerateImportPair(object, reply))))

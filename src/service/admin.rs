@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Answer, Call, Service};
+use super::{Answer, Call, Disagreement, Service};
 use crate::domain::{Profile, Timestamp};
 use crate::hsm::{Health, TokenInfo};
 
@@ -36,12 +36,23 @@ pub struct HsmReport {
     pub token: Option<TokenInfo>,
     /// Root key objects in the token.
     pub objects: usize,
-    /// Those that no key version names.
-    pub orphans: usize,
-    /// Key versions whose object is not shown.
-    pub missing: usize,
+    /// Where HSM and store do not agree; nothing while the token is away.
+    pub disagreement: Disagreement,
+    /// Object files of the token that are empty.
+    pub torn: TornFiles,
     /// How long a round trip took just now; `None` if it did not work.
     pub round_trip: Option<Duration>,
+}
+
+/// Object files of the token that a crash left without a byte.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum TornFiles {
+    /// Those that are there.
+    Found(Vec<String>),
+    /// `hsm.sync_directory` is not set: the token is not in files that we know of.
+    NotInFiles,
+    /// The directory cannot be read.
+    Unreadable,
 }
 
 impl Service {
@@ -77,8 +88,12 @@ impl Service {
             workers: settings.workers,
             token: self.hsm.info(),
             objects: self.hsm.objects().map_or(0, |objects| objects.len()),
-            orphans: disagreement.orphans,
-            missing: disagreement.missing,
+            disagreement,
+            torn: match self.torn_files().await {
+                None => TornFiles::NotInFiles,
+                Some(Ok(torn)) => TornFiles::Found(torn),
+                Some(Err(_)) => TornFiles::Unreadable,
+            },
             round_trip: round_trip.ok(),
         };
         Answer::about(report, "")

@@ -142,7 +142,10 @@ impl Service {
         // An RSA-4096 pair takes seconds, and more where the HSM is busy.
         let deadline = Instant::now() + self.settings.object_deadline + PAIR_PATIENCE;
         match self.hsm.generate_import_pair(object, deadline).await {
-            Ok(public_key) => Ok((object, public_key)),
+            Ok(public_key) => {
+                failpoint!("pair.made");
+                Ok((object, public_key))
+            }
             Err(error) => Err(self.not_made(object, error)),
         }
     }
@@ -184,6 +187,7 @@ impl Service {
             }
         }
         committed?;
+        failpoint!("token.committed");
         self.publish(vec![event]).await;
         Ok(())
     }

@@ -272,12 +272,17 @@ impl Service {
         let key_events: Vec<_> = NewKeyEvent::of(&old, new, self.now()).into_iter().collect();
         let tells = !key_events.is_empty();
         match effect {
-            Effect::Tighten => self.registry.publish(slot, Arc::clone(new)),
+            Effect::Tighten => {
+                self.registry.publish(slot, Arc::clone(new));
+                failpoint!("key.tightened");
+            }
             Effect::Loosen => self.must_be_recordable().map_err(|error| error.about(old.name()))?,
         }
         match self.store.commit(Change { key, key_events, ..change }).await {
             Ok(()) => {
+                failpoint!("key.committed");
                 self.registry.publish(slot, Arc::clone(new));
+                failpoint!("key.published");
                 if tells {
                     self.wake_watchers();
                 }
@@ -302,7 +307,11 @@ impl Service {
         if !takes_away(&call) {
             self.must_be_recordable()?;
         }
-        let task = self.changes.spawn(work);
+        let task = self.changes.spawn(async {
+            let done = work.await;
+            failpoint!("change.done");
+            done
+        });
         let joined = within(call.caller.deadline, task).await?;
         joined.unwrap_or_else(|error| Err(interrupted().caused_by(error)))
     }

@@ -137,8 +137,10 @@ impl Service {
             self.abandon(object);
             return Err(error.into());
         }
+        failpoint!("create.committed");
         self.intents.end(object);
         self.registry.insert(Arc::clone(&key));
+        failpoint!("create.published");
         self.publish(vec![event]).await;
         Ok(Answer::recorded(key))
     }

@@ -7,6 +7,7 @@
 
 mod access;
 mod admin;
+mod agreement;
 mod audit_streams;
 mod budget;
 mod campaigns;
@@ -46,7 +47,8 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-pub use admin::{HsmReport, ServerReport};
+pub use admin::{HsmReport, ServerReport, TornFiles};
+pub use agreement::Disagreement;
 pub use audit_streams::RecordsWanted;
 pub use campaigns::CampaignReport;
 pub use crypto::{DekAction, DekAnswer, DekRequest};
@@ -75,6 +77,7 @@ use crate::domain::{
 use crate::error::{Error, Reason};
 use crate::hsm::Hsm;
 use crate::store::{Change, InstanceWrite, Snapshot, Store};
+use agreement::Findings;
 use campaigns::Campaigns;
 use reconcile::Intents;
 use registry::{Registry, Slot};
@@ -201,6 +204,7 @@ pub struct Service {
     all_bindings: Mutex<Vec<Arc<Binding>>>,
     operators: Vec<PrincipalId>,
     intents: Intents,
+    findings: Findings,
     /// Keys under which DEKs were unwrapped since that was last written down.
     unwrapped: Mutex<Vec<Arc<Slot>>>,
     /// Changes run here, so that a caller who hangs up does not interrupt one.
@@ -230,6 +234,7 @@ impl Service {
     ) -> Result<Arc<Self>, Error> {
         let Snapshot {
             keys,
+            purged,
             intents,
             outbox,
             instances,
@@ -251,6 +256,7 @@ impl Service {
         let missing = missing_instances(&instances, &keys, &configured);
         let service = Arc::new(Self {
             intents: Intents::new(intents, &keys),
+            findings: Findings::new(purged),
             registry: Registry::new(keys, &registered, &wrap_grants, &unwrapped),
             tenants: Tenants::new(instances, rings, import_tokens),
             campaigns: Campaigns::new(campaigns),
@@ -399,7 +405,10 @@ impl Service {
             return;
         }
         match self.audit.append(events.clone()).await {
-            Ok(_sequence) => self.forget_published(ids),
+            Ok(_sequence) => {
+                failpoint!("record.copied");
+                self.forget_published(ids);
+            }
             Err(error) => {
                 tracing::error!(%error, "events wait in the outbox for the audit log");
                 self.unpublished.lock().extend(events);

@@ -121,6 +121,7 @@ impl Service {
         };
         match self.hsm.make_signer(object, self.soon()).await {
             Ok(key) => {
+                failpoint!("signer.made");
                 tracing::info!(%object, "the signer of audit checkpoints was made");
                 self.adopt_key(key).await
             }
@@ -145,6 +146,7 @@ impl Service {
     async fn begin_signer(&self) -> Result<ObjectId, SignerProblem> {
         let (audit, object) = (self.audit.clone(), ObjectId::from(Uuid::new_v4()));
         aside(move || audit.begin_signer(object)).await?.map_err(SignerProblem::Other)?;
+        failpoint!("signer.named");
         Ok(object)
     }
 

@@ -53,9 +53,11 @@ impl Service {
             return Err(Error::new(Reason::KeyNotFound, format!("there is no key {name}")));
         }
         let key = if key.history.purging.is_some() { key } else { self.begin_purge(slot).await? };
+        failpoint!("purge.begun");
         let objects: Vec<ObjectId> = key.versions.iter().map(|version| version.object).collect();
         for object in &objects {
             self.wipe(*object).await.map_err(|error| error.about(name.clone()))?;
+            failpoint!("purge.wiped");
         }
         let now = self.now();
         let event = by.event(self, &key, now);
@@ -70,6 +72,8 @@ impl Service {
             ..Change::default()
         };
         self.store.commit(change).await?;
+        failpoint!("purge.committed");
+        self.findings.note_purged(&key);
         self.registry.remove(&key);
         // Those on it went with it.
         let scope = Scope { instance: key.instance.clone(), area: Area::Key(key.id) };
@@ -77,6 +81,7 @@ impl Service {
         for object in objects {
             self.intents.end(object);
         }
+        failpoint!("purge.removed");
         self.publish(vec![event]).await;
         Ok(now.time)
     }

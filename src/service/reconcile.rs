@@ -1,10 +1,9 @@
 //! HSM and store, kept in agreement: objects are made under an intent, and an
 //! intent that was not finished is undone, at once or after a crash.
 //!
-//! What is known of a key is never deleted because the HSM shows no object: that
-//! is reported, and the key refused. An object that no intent names is never
-//! destroyed: the store may be an old backup (`facts/reliability.md` 3). This is
-//! the only file that destroys objects.
+//! An object that no intent names is never destroyed: the store may be an old backup
+//! (`facts/reliability.md` 3). This is the only file that destroys objects. What HSM and
+//! store disagree about besides is found in `agreement.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use super::{Service, daemon_event};
 use crate::domain::import_token::NONCE_BYTES;
 use crate::domain::{Event, Key, KeyId, ObjectId, SealedMaterial};
 use crate::error::{Error, Reason};
-use crate::hsm::{Health, Hsm, HsmError, Sealed};
+use crate::hsm::{HsmError, Sealed};
 use crate::store::{Change, Intent, IntentStage};
 
 /// Every intent that is not finished.
@@ -27,15 +26,6 @@ struct Open {
     intent: Intent,
     /// Whether a change is at work on it, which must not be disturbed.
     busy: bool,
-}
-
-/// Where HSM and store do not agree.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Disagreement {
-    /// Objects that no key version names.
-    pub(super) orphans: usize,
-    /// Key versions whose object the token does not show.
-    pub(super) missing: usize,
 }
 
 /// Where the material of a new root key comes from.
@@ -98,7 +88,19 @@ impl Intents {
         }
     }
 
-    fn objects(&self) -> Vec<ObjectId> {
+    /// One that nobody is at work on, and that is durable.
+    pub(super) fn leave(&self, intent: Intent) {
+        self.0.lock().insert(intent.object, Open { intent, busy: false });
+    }
+
+    /// Those that nobody is at work on, with what they were for.
+    pub(super) fn unfinished(&self) -> Vec<(ObjectId, String)> {
+        let open = self.0.lock();
+        let idle = open.values().filter(|open| !open.busy);
+        idle.map(|open| (open.intent.object, open.intent.purpose.clone())).collect()
+    }
+
+    pub(super) fn objects(&self) -> Vec<ObjectId> {
         self.0.lock().keys().copied().collect()
     }
 }
@@ -143,7 +145,10 @@ impl Service {
             }
         };
         match made {
-            Ok(check_value) => Ok((object, check_value)),
+            Ok(check_value) => {
+                failpoint!("object.made");
+                Ok((object, check_value))
+            }
             Err(error) => Err(self.not_made(object, error)),
         }
     }
@@ -156,7 +161,9 @@ impl Service {
         if begun.is_err() {
             self.intents.end(object);
         }
-        Ok(begun?)
+        begun?;
+        failpoint!("intent.committed");
+        Ok(())
     }
 
     /// What is to be done about an object that the HSM did not make well.
@@ -181,22 +188,6 @@ impl Service {
         self.intents.put_back(object);
         let service = Arc::clone(self);
         self.changes.spawn(async move { service.undo_intents().await });
-    }
-
-    /// Whenever the HSM comes up: undoes what was not finished, and compares.
-    /// Until the HSM handle is gone.
-    pub async fn reconcile_with_hsm(self: Arc<Self>) {
-        let mut health = self.hsm.watch();
-        loop {
-            let ready = matches!(&*health.borrow_and_update(), Health::Ready { .. });
-            if ready {
-                self.undo_intents().await;
-                self.compare().await;
-            }
-            if health.changed().await.is_err() {
-                return;
-            }
-        }
     }
 
     /// Undoes every intent that nobody is at work on. What fails is left for the
@@ -224,11 +215,14 @@ impl Service {
             let change = Change { destroying: vec![object], ..Change::default() };
             self.store.commit(change).await?;
             self.intents.note_destroying(object);
+            failpoint!("undo.marked");
         }
         self.wipe(object).await?;
+        failpoint!("undo.wiped");
         let event = self.undo_event(intent);
         let change = Change { end: vec![object], events: vec![event.clone()], ..Change::default() };
         self.store.commit(change).await?;
+        failpoint!("undo.committed");
         tracing::info!(%object, purpose = intent.purpose, "an unfinished change was undone");
         self.publish(vec![event]).await;
         Ok(())
@@ -241,65 +235,7 @@ impl Service {
         event.details = vec![("object".into(), intent.object.to_string())];
         event
     }
-
-    /// Where HSM and store do not agree now; `None` while the token is away.
-    pub(super) fn disagreement(&self) -> Option<Disagreement> {
-        let shown: HashSet<ObjectId> = self.hsm.objects()?.into_iter().collect();
-        let keys = self.registry.all();
-        let named: HashSet<ObjectId> =
-            keys.iter().flat_map(|key| key.versions.iter()).map(|version| version.object).collect();
-        let begun: HashSet<ObjectId> = self.intents.objects().into_iter().collect();
-        let tokens = self.tenants.with_token().into_iter().filter_map(|it| it.import_token());
-        let pairs: HashSet<ObjectId> = tokens.map(|token| token.object).collect();
-        let stray = |id: &&ObjectId| !named.contains(id) && !begun.contains(id);
-        let shown_pairs = self.hsm.import_pairs().unwrap_or_default();
-        let stray_pairs = shown_pairs.iter().filter(|id| !pairs.contains(id) && stray(id));
-        let signer = self.audit.signer();
-        let signers = self.hsm.signers().unwrap_or_default();
-        let stray_signers = signers.iter().filter(|id| Some(**id) != signer);
-        let other = stray_pairs.count() + stray_signers.count();
-        Some(Disagreement {
-            orphans: shown.iter().filter(stray).count() + other,
-            missing: named.difference(&shown).filter(|id| !begun.contains(id)).count(),
-        })
-    }
-
-    /// Reports where HSM and store do not agree, and opens every check value.
-    async fn compare(&self) {
-        let Some(Disagreement { orphans, missing }) = self.disagreement() else { return };
-        if orphans > 0 {
-            tracing::warn!(orphans, "objects in the token belong to no key; they are left alone");
-        }
-        if missing > 0 {
-            tracing::error!(missing, "key versions have no object in the token; HSM_KEY_MISSING");
-        }
-        let keys = self.registry.all();
-        let versions: Vec<_> = keys
-            .iter()
-            .flat_map(|key| key.versions.iter().map(move |version| (key, version)))
-            .collect();
-        for chunk in versions.chunks(CHECK_CHUNK) {
-            let items: Option<Vec<_>> = chunk
-                .iter()
-                .map(|(_, version)| Hsm::check(version.object, &version.check_value))
-                .collect();
-            let Some(items) = items else {
-                tracing::error!("a check value in the store is too short");
-                continue;
-            };
-            let deadline = Instant::now() + self.settings.object_deadline;
-            let Ok(results) = self.hsm.crypt(items, deadline).await else { return };
-            for ((key, version), result) in chunk.iter().zip(results) {
-                if let Err(error @ (HsmError::Unverified | HsmError::Missing)) = result {
-                    let version = version.id;
-                    tracing::error!(key = %key.id, %version, %error, "not the key that it was");
-                }
-            }
-        }
-    }
 }
 
 /// How often a root key is made, if the token makes it badly.
 const OBJECT_TRIES: usize = 4;
-/// Check values in one job: a job should be short, since other callers wait.
-const CHECK_CHUNK: usize = 64;

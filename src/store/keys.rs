@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use rusqlite::{Connection, Row, named_params, params};
+use uuid::Uuid;
 
 use super::rows::{
     Result, RowError, corrupt, generation_number, halves, just_one, moment, parsed, time,
 };
-use super::{StoreError, Tombstone, bindings};
+use super::{Purged, StoreError, Tombstone, bindings};
 use crate::domain::deletion::Authorization;
 use crate::domain::{
     Alias, Area, History, Key, KeyDetails, KeyId, Malformed, ObjectId, PrincipalId, RotationPeriod,
@@ -34,6 +35,28 @@ pub(super) fn insert_key(transaction: &Connection, key: &Key) -> Result<()> {
     write_mutable(transaction, key, key.generation)?;
     insert_aliases(transaction, key)?;
     insert_versions(transaction, key, 0)
+}
+
+/// Objects of the keys that were purged. Of those that were purged before the objects
+/// were written down nothing is known.
+pub(super) fn load_purged(connection: &Connection) -> Result<HashMap<ObjectId, Purged>> {
+    let sql = "SELECT t.key AS key, t.instance AS instance, it.value ->> 'object' AS object
+               FROM tombstones AS t, json_each(t.versions) AS it WHERE it.type = 'object'";
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    let mut purged = HashMap::new();
+    while let Some(row) = rows.next()? {
+        let key = KeyId::from_bytes(row.get("key")?);
+        let (instance, object): (String, String) = (row.get("instance")?, row.get("object")?);
+        let object = Uuid::parse_str(&object).map_err(|_malformed| {
+            corrupt("tombstones", key.as_bytes(), "names an object that is none")
+        })?;
+        purged.insert(
+            ObjectId::from(object),
+            Purged { key, name: format!("instances/{instance}/keys/{key}") },
+        );
+    }
+    Ok(purged)
 }
 
 /// Alters a key that has the generation `from`.
@@ -156,7 +179,11 @@ pub(super) fn purge_key(transaction: &Connection, tombstone: &Tombstone) -> Resu
     let sql = "INSERT INTO tombstones (key, instance, display_name, imported, created, created_by,
                    deleted, purged, purged_by, versions)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
-    let versions: Vec<_> = key.versions.iter().map(|version| version.id.to_string()).collect();
+    let left = |version: &Version| {
+        let (id, object) = (version.id.to_string(), version.object.to_string());
+        serde_json::json!({ "version": id, "object": object })
+    };
+    let versions: Vec<_> = key.versions.iter().map(left).collect();
     transaction.prepare_cached(sql)?.execute(params![
         key.id.as_bytes(),
         key.instance.as_str(),

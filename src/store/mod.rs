@@ -14,6 +14,7 @@ mod intents;
 mod key_events;
 mod keys;
 mod outbox;
+mod owner;
 mod registrations;
 mod reserve;
 mod rows;
@@ -144,6 +145,8 @@ pub struct Pending<T>(oneshot::Receiver<Result<T, StoreError>>);
 pub struct Snapshot {
     /// In no order.
     pub keys: Vec<Key>,
+    /// Objects of keys that were purged.
+    pub purged: HashMap<ObjectId, Purged>,
     /// In no order.
     pub intents: Vec<Intent>,
     /// Oldest first.
@@ -209,6 +212,15 @@ pub struct Tombstone {
     pub purged: Timestamp,
     /// Principal, or the daemon itself.
     pub purged_by: String,
+}
+
+/// A key that was purged.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Purged {
+    /// Its id.
+    pub key: KeyId,
+    /// Its name, such as `instances/a/keys/b`.
+    pub name: String,
 }
 
 /// Which registrations are wanted.

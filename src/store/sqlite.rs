@@ -21,7 +21,7 @@ use super::reserve::Reserve;
 use super::rows::RowError;
 use super::{
     Change, KeyWrite, Pending, RegistrationCount, RegistrationQuery, Request, Snapshot, Store,
-    StoreError, bindings, clock, imports, instances, intents, key_events, keys, outbox,
+    StoreError, bindings, clock, imports, instances, intents, key_events, keys, outbox, owner,
     registrations,
 };
 use crate::domain::{
@@ -60,11 +60,13 @@ impl Sqlite {
             Connection::open(path).map_err(|error| unavailable("it cannot be opened", error))?;
         set_up(&connection).map_err(|error| opening(path, error))?;
         migrate(&mut connection, path)?;
+        let id = Uuid::new_v4();
+        owner::take(&connection, id).map_err(reading)?;
         let reserve = Reserve::open(&path.with_file_name("reserve"));
         let (work, waiting) = crossbeam_channel::bounded(queue);
         let thread = std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || run(connection, &reserve, &waiting))
+            .spawn(move || run(Owned { connection, run: id }, &reserve, &waiting))
             .map_err(|source| unavailable("its thread cannot be made", source))?;
         Ok(Self { work: Mutex::new(Some(work)), thread: Mutex::new(Some(thread)) })
     }
@@ -204,7 +206,7 @@ impl Store for Sqlite {
     }
 }
 
-fn run(mut connection: Connection, reserve: &Reserve, waiting: &Receiver<Work>) {
+fn run(mut owned: Owned, reserve: &Reserve, waiting: &Receiver<Work>) {
     while let Ok(first) = waiting.recv() {
         let mut changes = Vec::new();
         for work in std::iter::once(first).chain(waiting.try_iter().take(MOST_TOGETHER - 1)) {
@@ -212,38 +214,44 @@ fn run(mut connection: Connection, reserve: &Reserve, waiting: &Receiver<Work>) 
                 changes.push((change, reply));
             } else {
                 // In order: what was sent before it is done before it.
-                commit_all(&mut connection, reserve, std::mem::take(&mut changes));
-                answer(&mut connection, reserve, work);
+                commit_all(&mut owned, reserve, std::mem::take(&mut changes));
+                answer(&mut owned, reserve, work);
             }
         }
-        commit_all(&mut connection, reserve, changes);
+        commit_all(&mut owned, reserve, changes);
     }
     // Brings the WAL into the file; if that fails the next start does it.
-    if let Err((_, error)) = connection.close() {
+    if let Err((_, error)) = owned.connection.close() {
         tracing::warn!(%error, "the store was not closed well");
     }
 }
 
-fn answer(connection: &mut Connection, reserve: &Reserve, work: Work) {
+fn answer(owned: &mut Owned, reserve: &Reserve, work: Work) {
     match work {
-        Work::Load(reply) => drop(reply.send(load(connection).map_err(reading))),
-        Work::Read(read) => read(Ok(connection)),
-        Work::Commit(change, reply) => commit_all(connection, reserve, vec![(change, reply)]),
+        Work::Load(reply) => drop(reply.send(load(&owned.connection).map_err(reading))),
+        Work::Read(read) => read(Ok(&owned.connection)),
+        Work::Commit(change, reply) => commit_all(owned, reserve, vec![(change, reply)]),
         Work::Refill => reserve.refill(),
         #[cfg(test)]
-        Work::Run(run) => run(connection),
+        Work::Run(run) => run(&owned.connection),
     }
+}
+
+/// The connection, and which run of the daemon it is of.
+struct Owned {
+    connection: Connection,
+    run: Uuid,
 }
 
 type Waiting = (Box<Change>, oneshot::Sender<Result<(), StoreError>>);
 
 /// Carries out all of `changes` in one transaction, and answers. If the disk is full, those
 /// for which there is a reserve are tried again with it, and the others are not.
-fn commit_all(connection: &mut Connection, reserve: &Reserve, changes: Vec<Waiting>) {
+fn commit_all(owned: &mut Owned, reserve: &Reserve, changes: Vec<Waiting>) {
     let (mut waiting, mut used) = (changes, false);
     let mut done = Vec::with_capacity(waiting.len());
     loop {
-        let (answers, full) = commit_together(connection, &waiting);
+        let (answers, full) = commit_together(owned, &waiting);
         let again = full && waiting.iter().any(|(change, _)| change.from_reserve);
         let again = again && reserve.release();
         used |= again;
@@ -275,7 +283,7 @@ fn commit_all(connection: &mut Connection, reserve: &Reserve, changes: Vec<Waiti
 
 /// One try; the answers, and whether the disk was full.
 fn commit_together(
-    connection: &mut Connection,
+    Owned { connection, run }: &mut Owned,
     changes: &[Waiting],
 ) -> (Vec<Result<(), StoreError>>, bool) {
     if changes.is_empty() {
@@ -286,6 +294,7 @@ fn commit_together(
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(RowError::from)
         .and_then(|mut transaction| {
+            end_unless_ours(&transaction, *run)?;
             for (change, _) in changes {
                 let applied = apply_alone(&mut transaction, change);
                 match applied {
@@ -294,10 +303,12 @@ fn commit_together(
                     applied => results.push(applied),
                 }
             }
+            failpoint!("store.applied");
             Ok(transaction.commit()?)
         });
     match committed {
         Ok(()) => {
+            failpoint!("store.committed");
             let full = results.iter().any(|applied| applied.as_ref().is_err_and(is_disk_full));
             (results.into_iter().map(|applied| applied.map_err(writing)).collect(), full)
         }
@@ -384,6 +395,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
 fn load(connection: &Connection) -> Result<Snapshot, RowError> {
     Ok(Snapshot {
         keys: keys::load_keys(connection)?,
+        purged: keys::load_purged(connection)?,
         intents: intents::load_intents(connection)?,
         outbox: outbox::load_outbox(connection)?,
         instances: instances::load(connection)?,
@@ -412,6 +424,15 @@ fn end_if_unknown(error: &rusqlite::Error) {
         tracing::error!(%error, "the store does not know what is on the disk; the daemon ends");
         std::process::abort();
     }
+}
+
+/// Another run has the store: what is in our memory is not what is in it.
+fn end_unless_ours(transaction: &Connection, run: Uuid) -> Result<(), RowError> {
+    if owner::has(transaction, run)? {
+        return Ok(());
+    }
+    tracing::error!("another run of the daemon has the store; the daemon ends");
+    std::process::abort();
 }
 
 fn certainly_nothing_written(code: ErrorCode) -> bool {
@@ -513,11 +534,12 @@ fn unavailable(
 /// "rkey": whose database it is.
 const APPLICATION_ID: i64 = 0x726b_6579;
 /// The tables, from nothing to now. Never edited, only added to.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("migrations/sqlite/0001_keys.sql"),
     include_str!("migrations/sqlite/0002_life_cycle.sql"),
     include_str!("migrations/sqlite/0003_resources.sql"),
     include_str!("migrations/sqlite/0004_access.sql"),
+    include_str!("migrations/sqlite/0006_owner.sql"),
 ];
 /// Changes in one transaction.
 const MOST_TOGETHER: usize = 64;
@@ -528,6 +550,7 @@ mod tests {
     use super::*;
     use crate::domain::key::tests::key_at;
     use crate::domain::time::tests::at;
+    use std::os::unix::process::ExitStatusExt;
     use std::sync::Arc;
 
     fn open(path: &Path) -> Sqlite {
@@ -607,6 +630,31 @@ mod tests {
         );
         assert_eq!(bindings[0].created, crate::domain::Timestamp::from_micros(7));
         assert_ne!(bindings[0].id, bindings[1].id);
+    }
+
+    /// In a process of its own, which ends.
+    #[tokio::test]
+    async fn a_store_that_another_run_has_taken_acknowledges_nothing_and_ends_the_daemon() {
+        const STORE: &str = "ROOTKEYD_TEST_TAKEN_STORE";
+        let name = "a_store_that_another_run_has_taken_acknowledges_nothing_and_ends_the_daemon";
+        let key =
+            || Change { key: Some(KeyWrite::Insert(Arc::new(key_at(at(1))))), ..Change::default() };
+        if let Some(path) = std::env::var_os(STORE) {
+            let store = open(Path::new(&path));
+            store.with_connection(|connection| {
+                owner::take(connection, Uuid::from_bytes([9; 16])).unwrap();
+            });
+            let committed = store.commit(key()).await;
+            panic!("answered {committed:?}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let mut ourselves = std::process::Command::new(std::env::current_exe().unwrap());
+        ourselves.args(["--exact", &format!("store::sqlite::tests::{name}")]);
+        let output = ourselves.env(STORE, &path).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.signal(), Some(rustix::process::Signal::ABORT.as_raw()), "{said}");
+        assert!(open(&path).load().unwrap().keys.is_empty());
     }
 
     #[tokio::test]

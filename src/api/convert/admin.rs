@@ -3,9 +3,9 @@
 use super::super::pb;
 use super::{count, page_size_of, pb_timestamp};
 use crate::audit::Record;
-use crate::domain::{Event, InstanceId, KeyName, Malformed, Outcome, Severity};
+use crate::domain::{Event, InstanceId, KeyName, Malformed, ObjectId, Outcome, Severity};
 use crate::error::http_code;
-use crate::service::{AuditQuery, HsmReport, RecordsWanted, ServerReport};
+use crate::service::{AuditQuery, Disagreement, HsmReport, RecordsWanted, ServerReport, TornFiles};
 
 /// Which audit records to list.
 ///
@@ -116,10 +116,16 @@ pub(in crate::api) fn hsm_status(report: HsmReport) -> pb::HsmStatus {
         workers,
         token,
         objects,
-        orphans,
-        missing,
+        disagreement,
+        torn,
         round_trip,
     } = report;
+    let torn = match torn {
+        TornFiles::Found(files) => Some(files),
+        TornFiles::NotInFiles | TornFiles::Unreadable => None,
+    };
+    let findings = findings(&disagreement, torn.as_deref().unwrap_or_default());
+    let Disagreement { orphans, missing, wrong, doubled, resurrected, unfinished } = disagreement;
     let mechanisms = token.iter().flat_map(|token| &token.mechanisms);
     let mechanisms = mechanisms.map(|(name, used_for)| pb::hsm_status::Mechanism {
         name: name.clone(),
@@ -136,10 +142,45 @@ pub(in crate::api) fn hsm_status(report: HsmReport) -> pb::HsmStatus {
         token_label,
         workers: u32::try_from(workers).unwrap_or(u32::MAX),
         objects: count(objects),
-        orphans: count(orphans),
-        missing: count(missing),
+        orphans: count(orphans.len()),
+        missing: count(missing.len()),
         round_trip: round_trip.is_some(),
         round_trip_micros: round_trip
             .map_or(0, |took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+        findings,
+        wrong: count(wrong.len()),
+        doubled: count(doubled.len()),
+        resurrected: count(resurrected.len()),
+        unfinished: count(unfinished.len()),
+        torn: torn.map(|torn| count(torn.len())),
     }
 }
+
+fn findings(disagreement: &Disagreement, torn: &[String]) -> Vec<pb::hsm_status::Finding> {
+    use pb::hsm_status::finding::Kind;
+    let Disagreement { orphans, missing, wrong, doubled, resurrected, unfinished } = disagreement;
+    let nameless = |ids: &[ObjectId]| ids.iter().map(|id| (*id, String::new())).collect::<Vec<_>>();
+    let (orphans, doubled) = (nameless(orphans), nameless(doubled));
+    let objects = [
+        (Kind::Orphan, &orphans),
+        (Kind::Missing, missing),
+        (Kind::Wrong, wrong),
+        (Kind::Doubled, &doubled),
+        (Kind::Resurrected, resurrected),
+        (Kind::Unfinished, unfinished),
+    ];
+    let objects = objects.into_iter().flat_map(|(kind, found)| {
+        let found = found.iter().take(MOST_FINDINGS);
+        found.map(move |(object, subject)| (kind, object.to_string(), subject))
+    });
+    let files = torn.iter().take(MOST_FINDINGS).map(|file| (Kind::Torn, String::new(), file));
+    let finding = |(kind, object, subject): (Kind, String, &String)| pb::hsm_status::Finding {
+        kind: kind.into(),
+        object,
+        subject: subject.clone(),
+    };
+    objects.chain(files).map(finding).collect()
+}
+
+/// Of one kind, in an answer.
+const MOST_FINDINGS: usize = 100;
