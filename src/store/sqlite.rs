@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::Mutex;
+use rusqlite::hooks::Wal;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -58,7 +59,7 @@ impl Sqlite {
         create_file(path).map_err(|source| unavailable("it cannot be made", source))?;
         let mut connection =
             Connection::open(path).map_err(|error| unavailable("it cannot be opened", error))?;
-        set_up(&connection).map_err(|error| opening(path, error))?;
+        set_up(&mut connection).map_err(|error| opening(path, error))?;
         migrate(&mut connection, path)?;
         let reserve = Reserve::open(&path.with_file_name("reserve"));
         let (work, waiting) = crossbeam_channel::bounded(queue);
@@ -451,13 +452,26 @@ fn create_file(path: &Path) -> std::io::Result<()> {
     File::open(fs::canonicalize(directory)?)?.sync_all()
 }
 
-fn set_up(connection: &Connection) -> rusqlite::Result<()> {
+fn set_up(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
     connection.pragma_update(None, "trusted_schema", "OFF")?;
     connection.set_prepared_statement_cache_capacity(64);
+    connection.wal_hook(Some(checkpoint))
+}
+
+/// Brings a long WAL into the file, in place of SQLite's own way, which does not tell of
+/// an fsync that failed and tries it again later.
+fn checkpoint(wal: &mut Wal, pages: std::ffi::c_int) -> rusqlite::Result<()> {
+    if pages >= CHECKPOINT_PAGES
+        && let Err(error) = wal.checkpoint()
+    {
+        end_if_unknown(&error);
+        // What is committed is in the WAL, which gets longer meanwhile.
+        tracing::warn!(%error, "the store's WAL cannot be brought into its file");
+    }
     Ok(())
 }
 
@@ -510,6 +524,8 @@ fn unavailable(
     StoreError::Unavailable { what, source: source.into() }
 }
 
+/// The length of the WAL from which on it is brought into the file, as SQLite has it.
+const CHECKPOINT_PAGES: std::ffi::c_int = 1000;
 /// "rkey": whose database it is.
 const APPLICATION_ID: i64 = 0x726b_6579;
 /// The tables, from nothing to now. Never edited, only added to.
