@@ -9,8 +9,51 @@ use super::exporter::Exporter;
 use super::forward::{Place, Readable};
 use super::proof::{CHECKPOINTS, PublicKey, Snapshot};
 use super::{Audit, AuditError, ObjectId, Record, Signed};
+use crate::domain::LogPosition;
 
 impl Audit {
+    /// Where the durable records end now.
+    pub fn position(&self) -> LogPosition {
+        let head = self.0.state.read().head;
+        LogPosition { records: head.records, hash: head.hash }
+    }
+
+    /// Visits every record behind `position`, oldest first; whether the log has that
+    /// position. Blocks.
+    ///
+    /// # Errors
+    /// [`AuditError::Corrupt`] at a record that does not verify; [`AuditError::Unavailable`].
+    pub fn each_after(
+        &self,
+        position: &LogPosition,
+        mut visit: impl FnMut(Record),
+    ) -> Result<bool, AuditError> {
+        let (segments, end) = self.readable();
+        let log = Readable { directory: &self.0.directory, segments: &segments, end };
+        let Some(mut place) = log.after(position.records)? else { return Ok(false) };
+        if place.head.hash != position.hash {
+            return Ok(false);
+        }
+        let mut bad = None;
+        log.walk(&mut place, |item| match item.record() {
+            Ok(record) => {
+                visit(record);
+                ControlFlow::Continue(())
+            }
+            Err(what) => {
+                bad = Some(what);
+                ControlFlow::Break(())
+            }
+        })?;
+        match bad {
+            None => Ok(true),
+            Some(what) => {
+                let place = format!("record {}", place.records());
+                Err(AuditError::Corrupt { place, what })
+            }
+        }
+    }
+
     /// The durable records as they are now, to be signed.
     pub fn snapshot(&self) -> Snapshot {
         let state = self.0.state.read();

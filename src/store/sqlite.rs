@@ -2,9 +2,9 @@
 //!
 //! Changes that wait are carried out in one transaction, each in a savepoint of
 //! its own, so that one fsync serves many and one that fails disturbs no other.
-//! WAL with synchronous=FULL: a commit is durable when it returns. The locking
-//! mode is exclusive, since the daemon owns the directory: no shared-memory file,
-//! and a second opener is refused by SQLite too.
+//! WAL with synchronous=FULL: a commit is durable when it returns. Others may read
+//! along, for a backup (`backup.rs`); that no second daemon writes is the state
+//! directory's lock.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -22,7 +22,7 @@ use super::reserve::Reserve;
 use super::rows::RowError;
 use super::{
     Change, KeyWrite, Pending, RegistrationCount, RegistrationQuery, Request, Snapshot, Store,
-    StoreError, bindings, clock, imports, instances, intents, key_events, keys, outbox,
+    StoreError, bindings, clock, imports, instances, intents, key_events, keys, outbox, position,
     registrations,
 };
 use crate::domain::{
@@ -352,6 +352,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
         overdue,
         forget_events,
         campaign,
+        audit_position,
         from_reserve: _,
     } = change;
     match key {
@@ -378,6 +379,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
     overdue.iter().try_for_each(|late| key_events::mark_overdue(transaction, late))?;
     some(forget_events.map(|before| key_events::forget(transaction, before)))?;
     some(campaign.as_ref().map(|write| key_events::write_campaign(transaction, write)))?;
+    some(audit_position.as_ref().map(|write| position::write(transaction, write)))?;
     events.iter().try_for_each(|event| outbox::insert_event(transaction, event))?;
     published.iter().try_for_each(|id| outbox::remove_event(transaction, *id))
 }
@@ -397,6 +399,8 @@ fn load(connection: &Connection) -> Result<Snapshot, RowError> {
         unwrapped: keys::load_unwrapped(connection)?,
         clock: clock::load(connection)?,
         campaigns: key_events::load_campaigns(connection)?,
+        audit_position: position::load(connection)?,
+        restored: position::is_restored(connection)?,
     })
 }
 
@@ -453,7 +457,6 @@ fn create_file(path: &Path) -> std::io::Result<()> {
 }
 
 fn set_up(connection: &mut Connection) -> rusqlite::Result<()> {
-    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
@@ -504,7 +507,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn opening(path: &Path, error: rusqlite::Error) -> StoreError {
+pub(super) fn opening(path: &Path, error: rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
             corrupt(path, "is no SQLite database, or a damaged one")
@@ -513,11 +516,11 @@ fn opening(path: &Path, error: rusqlite::Error) -> StoreError {
     }
 }
 
-fn corrupt(path: &Path, what: &str) -> StoreError {
+pub(super) fn corrupt(path: &Path, what: &str) -> StoreError {
     StoreError::Corrupt { what: format!("{} {what}", path.display()) }
 }
 
-fn unavailable(
+pub(super) fn unavailable(
     what: &'static str,
     source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> StoreError {
@@ -527,13 +530,14 @@ fn unavailable(
 /// The length of the WAL from which on it is brought into the file, as SQLite has it.
 const CHECKPOINT_PAGES: std::ffi::c_int = 1000;
 /// "rkey": whose database it is.
-const APPLICATION_ID: i64 = 0x726b_6579;
+pub(super) const APPLICATION_ID: i64 = 0x726b_6579;
 /// The tables, from nothing to now. Never edited, only added to.
-const MIGRATIONS: [&str; 4] = [
+pub(super) const MIGRATIONS: [&str; 5] = [
     include_str!("migrations/sqlite/0001_keys.sql"),
     include_str!("migrations/sqlite/0002_life_cycle.sql"),
     include_str!("migrations/sqlite/0003_resources.sql"),
     include_str!("migrations/sqlite/0004_access.sql"),
+    include_str!("migrations/sqlite/0005_recovery.sql"),
 ];
 /// Changes in one transaction.
 const MOST_TOGETHER: usize = 64;

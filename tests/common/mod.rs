@@ -501,6 +501,11 @@ impl Client {
         outcome(self.registrations.create_registration(request).await)
     }
 
+    /// Has a checkpoint made of the audit log; whether that worked.
+    pub async fn audit_checkpoint(&mut self) -> bool {
+        self.audit.get_checkpoint(pb::GetCheckpointRequest { fresh: true }).await.is_ok()
+    }
+
     /// What the HSM is and can do, as the daemon says.
     pub async fn hsm_status(&mut self) -> pb::HsmStatus {
         outcome(self.admin.get_hsm_status(pb::GetHsmStatusRequest {}).await).unwrap()
