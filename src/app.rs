@@ -115,8 +115,12 @@ impl Lock {
             Err(TryLockError::Error(source)) => return Err(io(source)),
         }
         let pid = std::process::id();
-        file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
-        writeln!(file, "{pid}").map_err(io)?;
+        let noted = file.set_len(0).and_then(|()| file.rewind());
+        // On a full disk there is no place for it. It is for people; the lock is what counts.
+        if let Err(error) = noted.and_then(|()| writeln!(file, "{pid}")) {
+            let directory = directory.display();
+            eprintln!("rootkeyd: the pid cannot be noted in {directory}: {error}");
+        }
         Ok(Self { _file: file })
     }
 }

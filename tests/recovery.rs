@@ -9,12 +9,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
 use common::{Client, Daemon, said};
 use rootkeyd::api::pb;
 use rootkeyd::api::pb::key::State;
 use rootkeyd::audit::{Audit, Settings};
 use rootkeyd::domain::{Event, LogPosition};
+use rusqlite::Connection;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -79,6 +81,17 @@ fn accepting(daemon: &Daemon) -> Command {
     command
 }
 
+/// Writes the intent to make the key's object into `store`, as it was before it was made.
+fn under_way(store: &Path, newer: &Path, key: &str) {
+    let id = key.rsplit('/').next().unwrap().parse::<uuid::Uuid>().unwrap();
+    let sql = "SELECT object FROM key_versions WHERE key = ?1";
+    let newer = Connection::open(newer).unwrap();
+    let object: [u8; 16] = newer.query_row(sql, [id.as_bytes()], |row| row.get(0)).unwrap();
+    let sql = "INSERT INTO intents (object, key, stage, begun, purpose)
+               VALUES (?1, ?2, 'creating', 0, 'create instances/default')";
+    Connection::open(store).unwrap().execute(sql, (object, id.as_bytes())).unwrap();
+}
+
 /// After a stop: the newest record of that action.
 fn recorded(daemon: &Daemon, action: &str) -> Event {
     let audit = Audit::open(Settings::new(daemon.dir.join("state/audit"))).unwrap();
@@ -131,6 +144,9 @@ async fn a_backup_that_is_restored_unwraps_nothing_before_an_operator_accepts_it
     assert!(!done && text.contains("NOT_CONFIRMED"), "{text}");
     let (done, text) = ran(daemon.cli(&["restore", file, "--yes"]).args(state_dir));
     assert!(done && text.contains("by the key of this audit log"), "{text}");
+
+    // As if the backup had been taken while that key was made: its object is under way there.
+    under_way(&state.join("store.sqlite"), &state.join("store.sqlite.before-restore-1"), &made);
 
     // However often it is started.
     for _ in 0..2 {
@@ -189,14 +205,16 @@ async fn a_store_that_is_copied_back_by_hand_or_lost_is_found() {
     for _ in 0..2 {
         daemon.start_again();
         waits_for_an_operator(&daemon, &keys).await;
+        // Is recorded, and no sign that the store had been accepted.
+        let _ = daemon.client("admin").await.disable(&keys.disabled.0).await;
         daemon.kill();
     }
-    // And back: the newest store is the right one, and nothing was written meanwhile.
+    // And back: the newest store is the right one.
     for end in ["-wal", "-shm"] {
         let _ = fs::remove_file(state.join(format!("store.sqlite{end}")));
     }
     copy(&daemon.dir.join("newest.sqlite"), &store);
-    daemon.start_again();
+    daemon.start_by(accepting(&daemon));
     let mut client = daemon.client("admin").await;
     assert!(is_serving(&client).await);
     assert_eq!(client.get(&keys.deleted.0).await.unwrap().state(), State::Destroyed);
@@ -237,6 +255,39 @@ async fn an_audit_log_that_is_copied_back_is_found_however_much_is_recorded_afte
     recorded(&daemon, "rootkeyd.recovery.accept");
     daemon.start_again();
     assert!(is_serving(&daemon.client("admin").await).await);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_has_everything_that_was_acknowledged_before_it_was_begun() {
+    let mut daemon = Daemon::start();
+    let state = daemon.dir.join("state");
+    let made = Arc::new(Mutex::new(Vec::new()));
+    let (mut client, book) = (daemon.client("admin").await, Arc::clone(&made));
+    let maker = tokio::spawn(async move {
+        loop {
+            let name = client.create("volumes").await.name;
+            book.lock().unwrap().push(name);
+        }
+    });
+    for round in 1..=5 {
+        let enough = async || made.lock().unwrap().len() >= round * 5;
+        daemon.until("keys are made", enough).await;
+        let backup = daemon.dir.join(format!("backup-{round}"));
+        let before = made.lock().unwrap().clone();
+        let (done, text) = ran(daemon
+            .cli(&["backup", "--to", backup.to_str().unwrap()])
+            .args(["--state-dir", state.to_str().unwrap()]));
+        assert!(done, "{text}");
+        let backup = Connection::open(backup).unwrap();
+        for name in before {
+            let id = name.rsplit('/').next().unwrap().parse::<uuid::Uuid>().unwrap();
+            let sql = "SELECT count(*) FROM keys WHERE id = ?1";
+            let found: u64 = backup.query_row(sql, [id.as_bytes()], |row| row.get(0)).unwrap();
+            assert_eq!(found, 1, "{name}");
+        }
+    }
+    maker.abort();
     daemon.stop().await;
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 
 use super::{Configured, Method, Service, TAKES_AWAY, daemon_event};
 use crate::audit::{Audit, AuditError, Record};
@@ -188,7 +189,7 @@ impl Service {
     ///
     /// # Errors
     /// Of audit log and store; nothing is accepted then.
-    pub async fn accept_restored_store(&self) -> Result<(), Error> {
+    pub async fn accept_restored_store(self: &Arc<Self>) -> Result<(), Error> {
         let Some(recovery) = self.recovery.load_full() else {
             tracing::warn!("there is nothing to accept: store and audit log belong together");
             return Ok(());
@@ -205,7 +206,7 @@ impl Service {
     }
 
     /// What a start does to the store.
-    pub(super) fn begin_with(&self, rest: &Rest) {
+    pub(super) fn begin_with(self: &Arc<Self>, rest: &Rest) {
         for id in &rest.missing {
             self.add_configured(id.clone());
         }
