@@ -2,6 +2,7 @@
 //! acknowledged is there, each answered unwrap has its record, and no answer is wrong.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail")]
+#![expect(clippy::print_stdout, reason = "how much was tried says what the result is worth")]
 
 #[path = "common/chaos.rs"]
 #[allow(dead_code, unreachable_pub, reason = "it is a module of several tests")]
@@ -155,7 +156,7 @@ async fn cut_the_power(rounds: u64, order: &str) -> Seen {
         daemon.kill();
         for worker in workers {
             match worker.await {
-                Ok(ended) => assert!(order != "" || is_gone(&ended.unwrap_err())),
+                Ok(ended) => assert!(!order.is_empty() || is_gone(&ended.unwrap_err())),
                 Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
             }
         }
@@ -168,7 +169,7 @@ async fn cut_the_power(rounds: u64, order: &str) -> Seen {
         }
         let mut client = daemon.client("admin").await;
         if client.hsm_status().await.problem.contains("recovery mode") {
-            assert_ne!(order, "", "store and log belong together\n{}", daemon.logged());
+            assert!(!order.is_empty(), "store and log belong together\n{}", daemon.logged());
             seen.lost += 1;
         }
         let Seen { checked, lost, .. } = look(&mut client, &book).await;

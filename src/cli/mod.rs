@@ -229,10 +229,11 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     if let Command::Audit(AuditCommand::Verify(verify)) = &command {
         return verify.run(output);
     }
-    match &command {
-        Command::Backup(backup) => return backup.run(output),
-        Command::Restore(restore) => return restore.run(output),
-        _daemons => {}
+    if let Command::Backup(backup) = &command {
+        return backup.run(output);
+    }
+    if let Command::Restore(restore) = &command {
+        return restore.run(output);
     }
     let config = global.client_config()?;
     if matches!(command, Command::Doctor) {
