@@ -97,8 +97,8 @@ fn recorded(daemon: &Daemon, action: &str) -> Event {
     let audit = Audit::open(Settings::new(daemon.dir.join("state/audit"))).unwrap();
     let mut found = None;
     let start = LogPosition { records: 0, hash: [0; 32] };
-    let all = audit.each_after(&start, |record| {
-        if record.event.action == action {
+    let all = audit.each_behind(&start, |record| {
+        if found.is_none() && record.event.action == action {
             found = Some(record.event);
         }
     });

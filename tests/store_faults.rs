@@ -102,15 +102,48 @@ fn is_gone(status: &Status) -> bool {
     reason.is_none_or(|reason| badly_made.contains(&reason.as_str()))
 }
 
-/// Looks for what was acknowledged.
-async fn look(client: &mut Client, book: &Book) -> Seen {
-    let mut seen = Seen::default();
-    let mut records = BTreeMap::<String, u64>::new();
-    for event in client.audit_events().await {
-        if event.action == "kms.secrets.unwrap" && event.reason.is_empty() {
-            *records.entry(event.subject).or_default() += 1;
+/// The audit log, as far as it was read.
+#[derive(Default)]
+struct Log {
+    read: u64,
+    /// Records of unwraps, by key.
+    unwraps: BTreeMap<String, u64>,
+}
+
+impl Log {
+    /// Reads what is new: all of it each time would be more with every round.
+    async fn read_on(&mut self, client: &mut Client) {
+        let (until, mut page_token) = (self.read, String::new());
+        loop {
+            let (parent, page_size) = ("instances/default".into(), 1000);
+            let request =
+                pb::ListAuditEventsRequest { parent, page_size, page_token, ..Default::default() };
+            let page = client.audit.list_audit_events(request).await.unwrap().into_inner();
+            let known = page.audit_events.iter().any(|event| event.sequence <= until);
+            for event in page.audit_events.into_iter().filter(|event| event.sequence > until) {
+                self.read = self.read.max(event.sequence);
+                if event.action == "kms.secrets.unwrap" && event.reason.is_empty() {
+                    *self.unwraps.entry(event.subject).or_default() += 1;
+                }
+            }
+            page_token = page.next_page_token;
+            if known || page_token.is_empty() {
+                return;
+            }
         }
     }
+}
+
+/// Looks for what was acknowledged.
+async fn look(client: &mut Client, book: &Book) -> Seen {
+    look_on(client, book, &mut Log::default()).await
+}
+
+/// The same, where the log was read before, up to a place that is still there.
+async fn look_on(client: &mut Client, book: &Book, log: &mut Log) -> Seen {
+    let mut seen = Seen::default();
+    log.read_on(client).await;
+    let records = &log.unwraps;
     let known = book.lock().unwrap().clone();
     for (name, known) in known {
         seen.checked += 1 + known.number + known.unwraps + u64::from(known.disabled);
@@ -138,7 +171,7 @@ async fn cut_the_power(rounds: u64, order: &str) -> Seen {
     let disk = Disk::of(&daemon.dir);
     disk.order(order);
     let (mut dice, mut seen, mut cut) = (Dice(17), Seen::default(), 0);
-    let book = Book::default();
+    let (book, mut log) = (Book::default(), Log::default());
     daemon.start_by(disk.under(daemon.dev()));
     while seen.faults < rounds && seen.lost == 0 {
         // What was looked at often enough is not looked at again.
@@ -172,7 +205,11 @@ async fn cut_the_power(rounds: u64, order: &str) -> Seen {
             assert!(!order.is_empty(), "store and log belong together\n{}", daemon.logged());
             seen.lost += 1;
         }
-        let Seen { checked, lost, .. } = look(&mut client, &book).await;
+        if !order.is_empty() {
+            // What was read of it may be gone.
+            log = Log::default();
+        }
+        let Seen { checked, lost, .. } = look_on(&mut client, &book, &mut log).await;
         (seen.checked, seen.lost) = (seen.checked + checked, seen.lost + lost);
     }
     // Or the cuts would have cut nothing.

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::exporter::Exporter;
 use super::forward::{Place, Readable};
+use super::page::Walk;
 use super::proof::{CHECKPOINTS, PublicKey, Snapshot};
 use super::{Audit, AuditError, ObjectId, Record, Signed};
 use crate::domain::LogPosition;
@@ -18,40 +19,25 @@ impl Audit {
         LogPosition { records: head.records, hash: head.hash }
     }
 
-    /// Visits every record behind `position`, oldest first; whether the log has that
-    /// position. Blocks.
+    /// Visits every record behind `position`, newest first; whether the log has that
+    /// position. Costs as much as there is behind it. Blocks.
     ///
     /// # Errors
     /// [`AuditError::Corrupt`] at a record that does not verify; [`AuditError::Unavailable`].
-    pub fn each_after(
+    pub fn each_behind(
         &self,
         position: &LogPosition,
         mut visit: impl FnMut(Record),
     ) -> Result<bool, AuditError> {
         let (segments, end) = self.readable();
-        let log = Readable { directory: &self.0.directory, segments: &segments, end };
-        let Some(mut place) = log.after(position.records)? else { return Ok(false) };
-        if place.head.hash != position.hash {
-            return Ok(false);
+        let mut walk = Walk::new(&self.0.directory, &segments, end, None)?;
+        while let Some(record) = walk.back()? {
+            if record.sequence <= position.records {
+                return Ok((record.sequence, record.hash) == (position.records, position.hash));
+            }
+            visit(record);
         }
-        let mut bad = None;
-        log.walk(&mut place, |item| match item.record() {
-            Ok(record) => {
-                visit(record);
-                ControlFlow::Continue(())
-            }
-            Err(what) => {
-                bad = Some(what);
-                ControlFlow::Break(())
-            }
-        })?;
-        match bad {
-            None => Ok(true),
-            Some(what) => {
-                let place = format!("record {}", place.records());
-                Err(AuditError::Corrupt { place, what })
-            }
-        }
+        Ok(position.records == 0)
     }
 
     /// The durable records as they are now, to be signed.

@@ -91,7 +91,7 @@ impl Recovery {
         let from = noted.unwrap_or(LogPosition { records: 0, hash: [0; 32] });
         let waiting: HashSet<_> = store.outbox.iter().map(|event| event.id).collect();
         let (mut lost, mut lost_count) = (Vec::new(), 0);
-        let there = audit.each_after(&from, |Record { event, .. }| {
+        let there = audit.each_behind(&from, |Record { event, .. }| {
             if !is_marked(&event) || waiting.contains(&event.id) {
                 return;
             }
@@ -101,6 +101,7 @@ impl Recovery {
                 lost.push(Lost { action: action.into_owned(), subject, principal });
             }
         })?;
+        lost.reverse();
         let fault = match (store.restored, there, lost_count) {
             (true, ..) => Fault::Restored,
             (false, false, _) => Fault::LogBehind,
