@@ -33,6 +33,15 @@ pub struct App {
     _lock: Lock,
 }
 
+/// What to do with a store and an audit log that are not of the same time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RestoredStore {
+    /// Nothing is unwrapped until an operator accepts them.
+    Await,
+    /// An operator accepts them.
+    Accept,
+}
+
 /// The state directory is ours, until this is dropped.
 pub struct Lock {
     _file: File,
@@ -106,8 +115,12 @@ impl Lock {
             Err(TryLockError::Error(source)) => return Err(io(source)),
         }
         let pid = std::process::id();
-        file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
-        writeln!(file, "{pid}").map_err(io)?;
+        let noted = file.set_len(0).and_then(|()| file.rewind());
+        // On a full disk there is no place for it. It is for people; the lock is what counts.
+        if let Err(error) = noted.and_then(|()| writeln!(file, "{pid}")) {
+            let directory = directory.display();
+            eprintln!("rootkeyd: the pid cannot be noted in {directory}: {error}");
+        }
         Ok(Self { _file: file })
     }
 }
@@ -122,6 +135,7 @@ impl App {
         config: Config,
         lock: Lock,
         clock: (ClockSource, Trust),
+        restored: RestoredStore,
     ) -> Result<Self, AppError> {
         let audit = Audit::open(config.audit)?;
         let positions = config.sinks.directory.clone();
@@ -137,10 +151,17 @@ impl App {
             config.service,
             clock,
         )?;
-        tokio::spawn(Arc::clone(&service).reconcile_with_hsm());
-        tokio::spawn(tidy(Arc::clone(&service)));
+        match restored {
+            RestoredStore::Accept => service.accept_restored_store().await?,
+            RestoredStore::Await => service.tell_recovery().await,
+        }
         tokio::spawn(record_refused(Arc::clone(&service)));
-        tokio::spawn(Arc::clone(&service).keep_schedule());
+        // An old store does nothing by itself: it would purge, rotate and undo by what it knows.
+        if !service.is_recovering() {
+            tokio::spawn(Arc::clone(&service).reconcile_with_hsm());
+            tokio::spawn(tidy(Arc::clone(&service)));
+            tokio::spawn(Arc::clone(&service).keep_schedule());
+        }
 
         let mut health = hsm.watch();
         let known = health.wait_for(|health| !matches!(health, Health::Starting));
@@ -152,7 +173,10 @@ impl App {
             drop(tokio::task::spawn_blocking(move || hsm.stop()).await);
             return Err(problem.into());
         }
-        tokio::spawn(Arc::clone(&service).keep_checkpoints());
+        // Nor is a log signed that may be another than the one before.
+        if !service.is_recovering() {
+            tokio::spawn(Arc::clone(&service).keep_checkpoints());
+        }
 
         let (listener, address) = listen(config.listen).await?;
         let control = match config.control {
@@ -194,7 +218,9 @@ impl App {
         if tokio::time::timeout(DRAIN_PATIENCE, service.finish()).await.is_err() {
             tracing::warn!("a change was not done in time; it is undone at the next start");
         }
-        service.make_last_checkpoint().await;
+        if !service.is_recovering() {
+            service.make_last_checkpoint().await;
+        }
         let closed = tokio::task::spawn_blocking(move || {
             hsm.stop();
             store.close();

@@ -227,7 +227,8 @@ reasons! {
         "Try again; `rootkeyctl doctor` says what is wrong with the HSM.";
     /// The store cannot be written now.
     StoreUnavailable = "STORE_UNAVAILABLE", Unavailable, Yes, None, "",
-        "Free space in the state directory; nothing was changed.";
+        "Free space in the state directory; nothing was changed. In recovery mode, as the message \
+         says, the operator has to accept the store: docs/operations.md.";
     /// The audit log cannot be written now; nothing leaves without its record.
     AuditUnavailable = "AUDIT_UNAVAILABLE", Unavailable, Yes, None, "",
         "Free space in the state directory; nothing is answered without a record.";

@@ -643,7 +643,10 @@ async fn an_object_that_no_key_names_is_reported_and_left_alone() {
     for file in ["store.sqlite", "store.sqlite-wal"] {
         let _ = fs::remove_file(daemon.dir.join("state").join(file));
     }
-    daemon.start_again();
+    // A store that is not there is waited with (tests/recovery.rs).
+    let mut accepting = daemon.by_config();
+    accepting.arg("--accept-restored-store");
+    daemon.start_by(accepting);
     let mut client = daemon.client("admin").await;
     assert_eq!(hsm_status(&mut client).await.orphans, 1);
     assert!(daemon.logged().contains("they are left alone"));

@@ -46,6 +46,7 @@ async fn fill_and_empty() {
     let whole = fs::metadata(state.join("reserve")).unwrap().len();
     assert_eq!(whole, 8 << 20);
 
+    let third = client.create("disabled after a restart").await.name;
     let image = client.authorization_of("image").await;
 
     fill(&filler);
@@ -61,6 +62,13 @@ async fn fill_and_empty() {
     client.deauthorize(&image).await.unwrap();
     let left = fs::metadata(state.join("reserve")).unwrap().len();
     assert!(left < whole, "the reserve was not needed");
+    // It starts on a full disk too, and what was taken away is still away.
+    daemon.kill();
+    daemon.start_again();
+    let mut client = daemon.client("admin").await;
+    let unwrapped = client.unwrap(key, &wrapped, &[]).await.map(drop).map_err(reason);
+    assert!(["AUDIT_UNAVAILABLE", "KEY_SUSPENDED"].contains(&&*unwrapped.unwrap_err()));
+    client.disable(&third).await.unwrap();
     daemon.set_clock("+1h");
     for _ in 0..3 {
         let enabled = client.enable(key).await.map(drop).map_err(reason);
@@ -79,11 +87,12 @@ async fn fill_and_empty() {
     let works = async || client.clone().enable(key).await.is_ok();
     daemon.until("the key can be enabled", works).await;
     assert_eq!(&client.unwrap(key, &wrapped, &[]).await.unwrap().dek[..], b"the dek");
-    let copied = async || changes(&mut client.clone()).await.len() == 3;
+    let copied = async || changes(&mut client.clone()).await.len() == 4;
     daemon.until("the changes are in the log", copied).await;
     let mut expected = vec![
         ("kms.secrets.disable".to_owned(), key.clone()),
         ("kms.secrets.delete".to_owned(), other.clone()),
+        ("kms.secrets.disable".to_owned(), third),
         ("kms.secrets.enable".to_owned(), key.clone()),
     ];
     let mut found = changes(&mut client).await;

@@ -78,7 +78,7 @@ pub fn serve(
     }
     tokio::spawn(accept(listeners.tls, Arc::clone(&trust), hall));
     tokio::spawn(Arc::clone(&trust).follow(stopped.clone()));
-    tokio::spawn(tell_health(health, hsm));
+    tokio::spawn(tell_health(health, hsm, service.is_recovering()));
 
     let guard = Arc::new(Guard::new(&limits));
     tokio::spawn(forget_old(Arc::downgrade(&guard)));
@@ -288,10 +288,15 @@ async fn greet(
     Ok((stream, peer))
 }
 
-/// NOT_SERVING while the HSM cannot be used.
-async fn tell_health(reporter: HealthReporter, mut hsm: watch::Receiver<hsm::Health>) {
+/// NOT_SERVING while the HSM cannot be used, and in recovery mode, which a restart ends.
+async fn tell_health(
+    reporter: HealthReporter,
+    mut hsm: watch::Receiver<hsm::Health>,
+    recovering: bool,
+) {
     loop {
-        let ready = matches!(&*hsm.borrow_and_update(), hsm::Health::Ready { .. });
+        let up = matches!(&*hsm.borrow_and_update(), hsm::Health::Ready { .. });
+        let ready = up && !recovering;
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in ["", "rootkeyd.v1.CryptoService", "rootkeyd.v1.KeyService"] {
             reporter.set_service_status(service, status).await;

@@ -36,7 +36,7 @@ pub use exporter::Exporter;
 pub use forward::Place;
 pub use notebook::Signed;
 pub use page::{Cursor, Page, Query};
-pub use proof::{Anchors, PublicKey, Snapshot};
+pub use proof::{Anchors, PublicKey, Snapshot, newest_checkpoint, public_key, public_key_in};
 
 use forward::Readable;
 use log::{BATCH_BYTES, Entry, Intake, Queue, State, Writer};

@@ -15,7 +15,7 @@ use super::checkpoint::{Checkpoint, CheckpointKey};
 use super::forward::Readable;
 use super::journal;
 use super::merkle::Tree;
-use super::notebook::{Notebook, Signed, corrupt};
+use super::notebook::{Entries, Notebook, Signed, corrupt};
 use super::segment::unavailable;
 use super::witness::Witness;
 use crate::domain::ObjectId;
@@ -224,6 +224,39 @@ impl PublicKey {
         let pem = pem::encode_config(&pem::Pem::new(PEM_TAG, spki.clone()), config);
         Self { key: CheckpointKey::from_spki(spki), pem }
     }
+}
+
+/// The newest checkpoint of a log that a daemon may be writing to, as it was signed, and
+/// the key that signed it, as PEM; `None` if there is none. Needs no lock and changes nothing.
+///
+/// # Errors
+/// [`AuditError::Corrupt`], if it is not signed by that key; [`AuditError::Unavailable`].
+pub fn newest_checkpoint(directory: &Path) -> Result<Option<(String, String)>, AuditError> {
+    let path = directory.join(CHECKPOINTS);
+    let failed = unavailable("read the checkpoints");
+    let Some(mut entries) = Entries::open(&path).map_err(&failed)? else { return Ok(None) };
+    let mut newest = None;
+    while let Some((_, note, tree)) = entries.next().map_err(&failed)? {
+        newest = Some((note, tree));
+    }
+    let Some(newest) = newest else { return Ok(None) };
+    let key = read_key(directory)?;
+    let signed = trusted(&path, newest, key.as_ref())?;
+    Ok(key.map(|key| (signed.note, key.pem)))
+}
+
+/// The key that checkpoints of a log are verified with, if it is known.
+///
+/// # Errors
+/// [`AuditError`].
+pub fn public_key(directory: &Path) -> Result<Option<CheckpointKey>, AuditError> {
+    Ok(read_key(directory)?.map(|known| known.key))
+}
+
+/// The same of its PEM; `None` if it is none.
+pub fn public_key_in(pem: &str) -> Option<CheckpointKey> {
+    let parsed = pem::parse(pem).ok().filter(|pem| pem.tag() == PEM_TAG)?;
+    Some(CheckpointKey::from_spki(parsed.into_contents()))
 }
 
 /// Where the log has what the checkpoint says.

@@ -7,10 +7,39 @@ use tokio::sync::watch;
 
 use super::exporter::Exporter;
 use super::forward::{Place, Readable};
+use super::page::Walk;
 use super::proof::{CHECKPOINTS, PublicKey, Snapshot};
 use super::{Audit, AuditError, ObjectId, Record, Signed};
+use crate::domain::LogPosition;
 
 impl Audit {
+    /// Where the durable records end now.
+    pub fn position(&self) -> LogPosition {
+        let head = self.0.state.read().head;
+        LogPosition { records: head.records, hash: head.hash }
+    }
+
+    /// Visits every record behind `position`, newest first; whether the log has that
+    /// position. Costs as much as there is behind it. Blocks.
+    ///
+    /// # Errors
+    /// [`AuditError::Corrupt`] at a record that does not verify; [`AuditError::Unavailable`].
+    pub fn each_behind(
+        &self,
+        position: &LogPosition,
+        mut visit: impl FnMut(Record),
+    ) -> Result<bool, AuditError> {
+        let (segments, end) = self.readable();
+        let mut walk = Walk::new(&self.0.directory, &segments, end, None)?;
+        while let Some(record) = walk.back()? {
+            if record.sequence <= position.records {
+                return Ok((record.sequence, record.hash) == (position.records, position.hash));
+            }
+            visit(record);
+        }
+        Ok(position.records == 0)
+    }
+
     /// The durable records as they are now, to be signed.
     pub fn snapshot(&self) -> Snapshot {
         let state = self.0.state.read();

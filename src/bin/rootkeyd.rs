@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use rootkeyd::app::{App, Lock, system_clocks};
+use rootkeyd::app::{App, Lock, RestoredStore, system_clocks};
 use rootkeyd::clock::{ClockSource, Trust};
 use rootkeyd::config::{Config, Log, LogFormat};
 use rootkeyd::{dev, hsm, telemetry};
@@ -26,6 +26,10 @@ struct Arguments {
     /// seen. Recorded in the audit log.
     #[arg(long)]
     accept_clock: bool,
+    /// Go on with a store that is older than the audit log, or an audit log that is older
+    /// than the store. Recorded in the audit log. See docs/operations.md first.
+    #[arg(long)]
+    accept_restored_store: bool,
     #[command(subcommand)]
     mode: Option<Mode>,
 }
@@ -80,11 +84,15 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     rustix::process::setrlimit(rustix::process::Resource::Core, none)?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     let trust = if arguments.accept_clock { Trust::Machine } else { Trust::Seen };
+    let restored = match arguments.accept_restored_store {
+        true => RestoredStore::Accept,
+        false => RestoredStore::Await,
+    };
     match (arguments.config, arguments.mode) {
         (Some(file), _) => {
             let config = Config::read(&file)?;
             let lock = Lock::take(&config.state_dir)?;
-            serve(config, lock, (system_clocks(), trust), None)
+            serve((config, lock), (system_clocks(), trust), restored, None)
         }
         (None, Some(Mode::Dev(dev))) => serve_dev(dev),
         (None, Some(Mode::HsmWorker(worker))) => serve_hsm(worker),
@@ -110,13 +118,13 @@ fn serve_dev(Dev { dir, listen, test_clock }: Dev) -> Result<(), Failure> {
         Some(file) => dev::file_clocks(&file, &system_clocks())?,
         None => system_clocks(),
     };
-    serve(config, lock, (clock, Trust::Seen), Some(dir))
+    serve((config, lock), (clock, Trust::Seen), RestoredStore::Await, Some(dir))
 }
 
 fn serve(
-    config: Config,
-    lock: Lock,
+    (config, lock): (Config, Lock),
     clock: (ClockSource, Trust),
+    restored: RestoredStore,
     dev_directory: Option<PathBuf>,
 ) -> Result<(), Failure> {
     telemetry::init(&config.log)?;
@@ -124,7 +132,7 @@ fn serve(
     let served = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let app = App::start(config, lock, clock).await?;
+        let app = App::start(config, lock, clock, restored).await?;
         if let Some(directory) = dev_directory {
             dev::write_client_config(&directory, app.address())?;
         }

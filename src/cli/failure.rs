@@ -127,6 +127,14 @@ pub enum Failure {
         /// The first fault.
         why: String,
     },
+    /// The store or the audit log of this machine, or a backup, cannot be used.
+    #[error("{}: {why}", path.display())]
+    State {
+        /// Of what cannot be used.
+        path: PathBuf,
+        /// In a sentence.
+        why: String,
+    },
     /// The source is too long for the format.
     #[error("{} is too long for one file", path.display())]
     FileTooLong {
@@ -163,6 +171,7 @@ impl Failure {
             Self::SomeRefused { .. } => "SOME_REFUSED",
             Self::NotReady { .. } => "NOT_READY",
             Self::Unproven { .. } => "AUDIT_UNVERIFIED",
+            Self::State { .. } => "STORE_UNUSABLE",
             Self::Unverified { .. } => "CIPHERTEXT_UNVERIFIED",
             Self::Random(_) | Self::Json(_) | Self::Answer(_) => "INTERNAL",
         }

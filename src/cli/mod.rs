@@ -5,6 +5,7 @@
 
 mod access;
 mod audit;
+mod backup;
 mod batch;
 mod campaign;
 mod confirm;
@@ -38,6 +39,7 @@ use clap::{Parser, Subcommand};
 use self::{
     access::AccessCommand,
     audit::AuditCommand,
+    backup::{Backup, Restore},
     batch::BatchUnwrap,
     campaign::CampaignCommand,
     crypto::{Generate, Rewrap, Unwrap, Wrap},
@@ -207,6 +209,10 @@ enum Command {
     /// Read the audit log, and prove that it was not changed
     #[command(subcommand, after_help = audit::EXAMPLES)]
     Audit(AuditCommand),
+    /// Copy the daemon's store into a file, on its machine; it may be running
+    Backup(Backup),
+    /// Put a backup in the place of the daemon's store, on its machine; it must not be running
+    Restore(Restore),
     /// Check the configuration, the connection, the daemon and its HSM
     #[command(after_help = doctor::EXAMPLES)]
     Doctor,
@@ -222,6 +228,12 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let timeout = Duration::from_secs(global.timeout);
     if let Command::Audit(AuditCommand::Verify(verify)) = &command {
         return verify.run(output);
+    }
+    if let Command::Backup(backup) = &command {
+        return backup.run(output);
+    }
+    if let Command::Restore(restore) = &command {
+        return restore.run(output);
     }
     let config = global.client_config()?;
     if matches!(command, Command::Doctor) {
@@ -248,7 +260,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Command::Campaign(command) => command.run(&client, output).await,
         Command::Access(command) => command.run(&client, output).await,
         Command::Audit(command) => command.run(&client, output).await,
-        Command::Doctor => Ok(()),
+        Command::Doctor | Command::Backup(_) | Command::Restore(_) => Ok(()),
     }
 }
 

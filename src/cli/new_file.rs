@@ -58,6 +58,11 @@ impl NewFile {
         Ok(Self { file, temporary, destination: destination.to_owned(), existing })
     }
 
+    /// Where it is until it has its name, for who writes it by its path.
+    pub(super) fn path(&self) -> &Path {
+        &self.temporary
+    }
+
     /// Puts the file, all of it on disk, at its destination.
     pub(super) fn commit(self) -> Result<(), Failure> {
         self.place().map_err(|source| {

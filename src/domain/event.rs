@@ -45,5 +45,14 @@ pub enum Outcome {
     Refused(Cow<'static, str>),
 }
 
+/// A place in the audit log: behind so many records, the last of which has this hash.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LogPosition {
+    /// How many records are before it.
+    pub records: u64,
+    /// Of the last of them; zeros if there is none.
+    pub hash: [u8; 32],
+}
+
 /// The principal of what the daemon does by itself.
 pub const DAEMON: &str = "daemon";

@@ -30,7 +30,7 @@ pub use access::{Bindings, Permission, Place, Role};
 pub use binding::{Area, Binding, BindingSubject, Gift, Scope};
 pub use campaign::{Campaign, CampaignState};
 pub use deletion::{Denied, Force, Registered};
-pub use event::{Event, Outcome};
+pub use event::{Event, LogPosition, Outcome};
 pub use id::{
     Alias, BindingCollection, BindingId, BindingName, InstanceId, KeyId, KeyName, KeyRef,
     KeyRingId, KeyRingName, Malformed, ObjectId, PrincipalId, RegistrationId, RegistrationName,

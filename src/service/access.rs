@@ -185,7 +185,7 @@ impl Service {
     /// Takes over what the configuration gives and has not given before: what was
     /// removed since does not come back by a restart. Not waited for: if it is lost in a
     /// crash it is taken over again.
-    pub(super) fn take_over(&self, configured: &[Gift], before: &[Gift]) {
+    pub(super) fn take_over(self: &Arc<Self>, configured: &[Gift], before: &[Gift]) {
         let mut known: HashSet<_> = before.iter().cloned().collect();
         for gift in configured {
             if !known.insert(gift.clone()) {
@@ -202,12 +202,19 @@ impl Service {
                 let mut event = daemon_event(action, self.now(), &binding.name().to_string());
                 event.details = details(binding);
                 event.details.push(("from".into(), "configuration".into()));
-                self.unpublished.lock().push(event.clone());
                 events.push(event);
                 self.rebind(|all| all.push(Arc::new(binding.clone())));
             }
             let binding = Some(BindingWrite::TakeOver(binding, gift.clone()));
-            drop(self.store.commit(Change { binding, events, ..Change::default() }));
+            let change = Change { binding, events: events.clone(), ..Change::default() };
+            let (service, committed) = (Arc::clone(self), self.store.commit(change));
+            self.changes.spawn(async move {
+                match committed.await {
+                    Ok(()) => service.publish(events).await,
+                    // It is taken over again at the next start.
+                    Err(error) => tracing::warn!(%error, "a binding was not written down"),
+                }
+            });
         }
     }
 

@@ -80,6 +80,8 @@ impl Service {
             (Health::Starting, _) => Some("the HSM is starting".into()),
             (Health::Down { problem }, _) => Some(problem),
         };
+        // Keys cannot be used, whatever the HSM is like.
+        let problem = self.recovery_sentence().or(problem);
         let disagreement = self.disagreement().unwrap_or_default();
         let report = HsmReport {
             problem,

@@ -77,6 +77,7 @@ impl Service {
             return Err(Error::denied());
         }
         asked?;
+        self.must_not_recover(method)?;
         Ok(Call { caller: Arc::clone(caller), principal: principal.clone(), method })
     }
 

@@ -367,7 +367,7 @@ pub(super) fn takes_away(call: &Call) -> bool {
     TAKES_AWAY.contains(&call.method.name)
 }
 
-const TAKES_AWAY: [&str; 4] = [
+pub(super) const TAKES_AWAY: [&str; 4] = [
     "KeyService/DisableKey",
     "KeyService/DeleteKey",
     "AccessService/DeleteBinding",

@@ -26,6 +26,7 @@ mod making;
 mod proof;
 mod purge;
 mod reconcile;
+mod recovery;
 mod registrations;
 mod registry;
 mod requests;
@@ -41,7 +42,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -76,10 +77,12 @@ use crate::domain::{
 };
 use crate::error::{Error, Reason};
 use crate::hsm::Hsm;
-use crate::store::{Change, InstanceWrite, Snapshot, Store};
+use crate::store::{Change, InstanceWrite, PositionWrite, Snapshot, Store};
 use agreement::Findings;
 use campaigns::Campaigns;
+use keys::TAKES_AWAY;
 use reconcile::Intents;
+use recovery::{Recovery, Rest};
 use registry::{Registry, Slot};
 use tenants::Tenants;
 
@@ -213,6 +216,8 @@ pub struct Service {
     under_way: Mutex<requests::UnderWay>,
     /// Events that are durable in the store's outbox and not yet in the audit log.
     unpublished: Mutex<Vec<Event>>,
+    /// Set while store and audit log do not belong together.
+    recovery: ArcSwapOption<Recovery>,
     /// Refusals that are recorded by their number.
     floods: floods::Floods,
     /// Whether the signer was found; checkpoints are made one at a time.
@@ -232,6 +237,8 @@ impl Service {
         settings: Settings,
         (source, trust): (ClockSource, Trust),
     ) -> Result<Arc<Self>, Error> {
+        let snapshot = store.load()?;
+        let recovery = Recovery::look(&snapshot, &audit)?;
         let Snapshot {
             keys,
             purged,
@@ -247,13 +254,18 @@ impl Service {
             unwrapped,
             clock,
             campaigns,
-        } = store.load()?;
+            audit_position: _,
+            restored: _,
+        } = snapshot;
         let known: Vec<_> = outbox.iter().map(|event| event.id).collect();
         let in_log = audit.contains_recent(&known)?;
         let (published, unpublished): (Vec<_>, Vec<_>) =
             outbox.into_iter().zip(in_log).partition(|(_, in_log)| *in_log);
         let clock = Clock::new(source, clock.as_ref(), trust);
         let missing = missing_instances(&instances, &keys, &configured);
+        let mut rest = Rest::of(&configured, missing.into_iter());
+        rest.taken_over = taken_over;
+        rest.published = published.into_iter().map(|(event, _)| event.id).collect();
         let service = Arc::new(Self {
             intents: Intents::new(intents, &keys),
             findings: Findings::new(purged),
@@ -271,6 +283,7 @@ impl Service {
             floods: floods::Floods::default(),
             unpublished: Mutex::new(unpublished.into_iter().map(|(event, _)| event).collect()),
             signing: tokio::sync::Mutex::default(),
+            recovery: ArcSwapOption::empty(),
             boot_id: Uuid::new_v4(),
             started: clock.now(),
             hsm,
@@ -279,12 +292,11 @@ impl Service {
             clock,
             settings,
         });
-        for id in missing {
-            service.add_configured(id);
-        }
         service.rebind(|_all| {});
-        service.take_over(&configured.bindings, &taken_over);
-        service.forget_published(published.into_iter().map(|(event, _)| event.id).collect());
+        match recovery {
+            None => service.begin_with(&rest),
+            Some(found) => service.recovery.store(Some(Arc::new(found.then(rest)))),
+        }
         Ok(service)
     }
 
@@ -347,8 +359,10 @@ impl Service {
         self.changes.close();
         self.changes.wait().await;
         self.record_refused().await;
-        self.publish_rest().await;
-        self.note_clock().await;
+        if !self.is_recovering() {
+            self.publish_rest().await;
+            self.note_clock().await;
+        }
     }
 
     /// Tries again to write events to the audit log that could not be.
@@ -404,7 +418,7 @@ impl Service {
         if ids.is_empty() {
             return;
         }
-        match self.audit.append(events.clone()).await {
+        match self.audit.append(events.iter().cloned().map(recovery::marked).collect()).await {
             Ok(_sequence) => {
                 failpoint!("record.copied");
                 self.forget_published(ids);
@@ -420,8 +434,14 @@ impl Service {
     /// left after a crash is found in the audit log and forgotten then.
     fn forget_published(&self, published: Vec<[u8; 16]>) {
         if !published.is_empty() {
-            drop(self.store.commit(Change { published, ..Change::default() }));
+            let audit_position = self.audit_position();
+            drop(self.store.commit(Change { published, audit_position, ..Change::default() }));
         }
+    }
+
+    /// How far the audit log has come, for the store; not while that is in question.
+    fn audit_position(&self) -> Option<PositionWrite> {
+        (!self.is_recovering()).then(|| PositionWrite::Note(self.audit.position()))
     }
 
     fn event(&self, caller: &Caller, action: &'static str, about: (&str, Outcome)) -> Event {

@@ -76,6 +76,13 @@ impl Intents {
         Some(idle.intent.clone())
     }
 
+    /// Gives up those whose object may be there; which they were.
+    pub(super) fn forget_made(&self) -> Vec<ObjectId> {
+        let mut open = self.0.lock();
+        let made = open.extract_if(|_, open| open.intent.stage == IntentStage::Creating);
+        made.map(|(object, _)| object).collect()
+    }
+
     fn put_back(&self, object: ObjectId) {
         if let Some(open) = self.0.lock().get_mut(&object) {
             open.busy = false;

@@ -40,7 +40,9 @@ impl Service {
         let used = std::mem::take(&mut *self.unwrapped.lock());
         let time = |slot: &Arc<Slot>| Some((slot.key().id, slot.writes_unwrap()?));
         let unwrapped = used.iter().filter_map(time).collect();
-        let change = Change { clock, forget_events, unwrapped, ..Change::default() };
+        let audit_position = self.audit_position();
+        let change =
+            Change { clock, forget_events, unwrapped, audit_position, ..Change::default() };
         if let Err(error) = self.store.commit(change).await {
             tracing::warn!(%error, "the run time cannot be noted");
             self.unwrapped.lock().extend(used);

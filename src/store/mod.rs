@@ -4,6 +4,7 @@
 //! A `Change` is one transaction. A change of a key names the generation that it
 //! was made from, and does not go through if the row has another one.
 
+pub mod backup;
 mod bindings;
 mod clock;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod key_events;
 mod keys;
 mod outbox;
 mod owner;
+mod position;
 mod registrations;
 mod reserve;
 mod rows;
@@ -33,8 +35,8 @@ pub use sqlite::Sqlite;
 
 use crate::domain::{
     Binding, BindingId, Campaign, CrnPattern, Event, Gift, ImportToken, Instance, InstanceId, Key,
-    KeyEvent, KeyId, KeyRing, NewKeyEvent, ObjectId, PrincipalId, Registered, Registration,
-    RegistrationId, ResourceKind, RunTime, Timestamp, VersionId,
+    KeyEvent, KeyId, KeyRing, LogPosition, NewKeyEvent, ObjectId, PrincipalId, Registered,
+    Registration, RegistrationId, ResourceKind, RunTime, Timestamp, VersionId,
 };
 
 /// The store could not do what was asked.
@@ -171,6 +173,10 @@ pub struct Snapshot {
     pub clock: Option<ClockReading>,
     /// At most one of a key.
     pub campaigns: Vec<Campaign>,
+    /// How far the audit log had come; `None` at the very first start.
+    pub audit_position: Option<LogPosition>,
+    /// It comes from a backup, and no operator has accepted it yet.
+    pub restored: bool,
 }
 
 /// What a service says of an event.
@@ -337,8 +343,19 @@ pub struct Change {
     pub forget_events: Option<RunTime>,
     /// The campaign of a key.
     pub campaign: Option<CampaignWrite>,
+    /// How far the audit log has come.
+    pub audit_position: Option<PositionWrite>,
     /// Takes something away, so the space that is kept for that may be used.
     pub from_reserve: bool,
+}
+
+/// How a position in the audit log is written.
+#[derive(Clone, Copy, Debug)]
+pub enum PositionWrite {
+    /// It was there a moment ago; of two the later one stays.
+    Note(LogPosition),
+    /// An operator accepts the store as it is, with the log as it is.
+    Accept(LogPosition),
 }
 
 /// How an instance is written.

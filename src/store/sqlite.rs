@@ -2,9 +2,9 @@
 //!
 //! Changes that wait are carried out in one transaction, each in a savepoint of
 //! its own, so that one fsync serves many and one that fails disturbs no other.
-//! WAL with synchronous=FULL: a commit is durable when it returns. The locking
-//! mode is exclusive, since the daemon owns the directory: no shared-memory file,
-//! and a second opener is refused by SQLite too.
+//! WAL with synchronous=FULL: a commit is durable when it returns. Others may read
+//! along, for a backup (`backup.rs`); that no second daemon writes is the state
+//! directory's lock.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::Mutex;
+use rusqlite::hooks::Wal;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -22,7 +23,7 @@ use super::rows::RowError;
 use super::{
     Change, KeyWrite, Pending, RegistrationCount, RegistrationQuery, Request, Snapshot, Store,
     StoreError, bindings, clock, imports, instances, intents, key_events, keys, outbox, owner,
-    registrations,
+    position, registrations,
 };
 use crate::domain::{
     InstanceId, KeyEvent, KeyId, PrincipalId, Registration, RegistrationId, RunTime,
@@ -58,7 +59,7 @@ impl Sqlite {
         create_file(path).map_err(|source| unavailable("it cannot be made", source))?;
         let mut connection =
             Connection::open(path).map_err(|error| unavailable("it cannot be opened", error))?;
-        set_up(&connection).map_err(|error| opening(path, error))?;
+        set_up(&mut connection).map_err(|error| opening(path, error))?;
         migrate(&mut connection, path)?;
         let id = Uuid::new_v4();
         owner::take(&connection, id).map_err(reading)?;
@@ -362,6 +363,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
         overdue,
         forget_events,
         campaign,
+        audit_position,
         from_reserve: _,
     } = change;
     match key {
@@ -388,6 +390,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
     overdue.iter().try_for_each(|late| key_events::mark_overdue(transaction, late))?;
     some(forget_events.map(|before| key_events::forget(transaction, before)))?;
     some(campaign.as_ref().map(|write| key_events::write_campaign(transaction, write)))?;
+    some(audit_position.as_ref().map(|write| position::write(transaction, write)))?;
     events.iter().try_for_each(|event| outbox::insert_event(transaction, event))?;
     published.iter().try_for_each(|id| outbox::remove_event(transaction, *id))
 }
@@ -408,6 +411,8 @@ fn load(connection: &Connection) -> Result<Snapshot, RowError> {
         unwrapped: keys::load_unwrapped(connection)?,
         clock: clock::load(connection)?,
         campaigns: key_events::load_campaigns(connection)?,
+        audit_position: position::load(connection)?,
+        restored: position::is_restored(connection)?,
     })
 }
 
@@ -472,13 +477,25 @@ fn create_file(path: &Path) -> std::io::Result<()> {
     File::open(fs::canonicalize(directory)?)?.sync_all()
 }
 
-fn set_up(connection: &Connection) -> rusqlite::Result<()> {
-    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+fn set_up(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
     connection.pragma_update(None, "trusted_schema", "OFF")?;
     connection.set_prepared_statement_cache_capacity(64);
+    connection.wal_hook(Some(checkpoint))
+}
+
+/// Brings a long WAL into the file, in place of SQLite's own way, which does not tell of
+/// an fsync that failed and tries it again later.
+fn checkpoint(wal: &mut Wal, pages: std::ffi::c_int) -> rusqlite::Result<()> {
+    if pages >= CHECKPOINT_PAGES
+        && let Err(error) = wal.checkpoint()
+    {
+        end_if_unknown(&error);
+        // What is committed is in the WAL, which gets longer meanwhile.
+        tracing::warn!(%error, "the store's WAL cannot be brought into its file");
+    }
     Ok(())
 }
 
@@ -511,7 +528,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn opening(path: &Path, error: rusqlite::Error) -> StoreError {
+pub(super) fn opening(path: &Path, error: rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
             corrupt(path, "is no SQLite database, or a damaged one")
@@ -520,25 +537,28 @@ fn opening(path: &Path, error: rusqlite::Error) -> StoreError {
     }
 }
 
-fn corrupt(path: &Path, what: &str) -> StoreError {
+pub(super) fn corrupt(path: &Path, what: &str) -> StoreError {
     StoreError::Corrupt { what: format!("{} {what}", path.display()) }
 }
 
-fn unavailable(
+pub(super) fn unavailable(
     what: &'static str,
     source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> StoreError {
     StoreError::Unavailable { what, source: source.into() }
 }
 
+/// The length of the WAL from which on it is brought into the file, as SQLite has it.
+const CHECKPOINT_PAGES: std::ffi::c_int = 1000;
 /// "rkey": whose database it is.
-const APPLICATION_ID: i64 = 0x726b_6579;
+pub(super) const APPLICATION_ID: i64 = 0x726b_6579;
 /// The tables, from nothing to now. Never edited, only added to.
-const MIGRATIONS: [&str; 5] = [
+pub(super) const MIGRATIONS: [&str; 6] = [
     include_str!("migrations/sqlite/0001_keys.sql"),
     include_str!("migrations/sqlite/0002_life_cycle.sql"),
     include_str!("migrations/sqlite/0003_resources.sql"),
     include_str!("migrations/sqlite/0004_access.sql"),
+    include_str!("migrations/sqlite/0005_recovery.sql"),
     include_str!("migrations/sqlite/0006_owner.sql"),
 ];
 /// Changes in one transaction.

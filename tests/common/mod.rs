@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use aes_gcm::aead::Aead;
@@ -125,6 +125,19 @@ impl Daemon {
     /// After it was ended: by this command, which serves the same directory.
     pub fn start_by(&mut self, mut command: Command) {
         (self.child, self.stdout, self.address) = spawn(&mut command, &self.log);
+    }
+
+    /// The same, where it may not start; whether it did.
+    pub fn tries_to_start_by(&mut self, mut command: Command) -> bool {
+        let (child, stdout, address) = begin(&mut command, &self.log);
+        let started = address.is_some();
+        (self.child, self.stdout, self.address) = (child, stdout, address.unwrap_or_default());
+        started
+    }
+
+    /// Waits until it ended by itself; how.
+    pub fn ended(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
     }
 
     /// `rootkeyd dev`, in this directory.
@@ -259,6 +272,14 @@ fn dev(dir: &Path, clock: &Path) -> Command {
 }
 
 fn spawn(command: &mut Command, log: &Path) -> (Child, BufReader<ChildStdout>, String) {
+    let (child, stdout, address) = begin(command, log);
+    let address = address.unwrap_or_else(|| {
+        panic!("the daemon did not start\n{}", fs::read_to_string(log).unwrap_or_default())
+    });
+    (child, stdout, address)
+}
+
+fn begin(command: &mut Command, log: &Path) -> (Child, BufReader<ChildStdout>, Option<String>) {
     let log_file = File::options().create(true).append(true).open(log).unwrap();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log_file);
     let mut child = command.spawn().unwrap();
@@ -266,9 +287,6 @@ fn spawn(command: &mut Command, log: &Path) -> (Child, BufReader<ChildStdout>, S
     let mut line = String::new();
     stdout.read_line(&mut line).unwrap();
     let address = line.trim().strip_prefix("listening on ").map(str::to_owned);
-    let address = address.unwrap_or_else(|| {
-        panic!("the daemon did not start\n{}", fs::read_to_string(log).unwrap_or_default())
-    });
     (child, stdout, address)
 }
 
@@ -481,6 +499,11 @@ impl Client {
         let (parent, registration) = (key.into(), Some(registration));
         let request = pb::CreateRegistrationRequest { parent, registration };
         outcome(self.registrations.create_registration(request).await)
+    }
+
+    /// Has a checkpoint made of the audit log; whether that worked.
+    pub async fn audit_checkpoint(&mut self) -> bool {
+        self.audit.get_checkpoint(pb::GetCheckpointRequest { fresh: true }).await.is_ok()
     }
 
     /// What the HSM is and can do, as the daemon says.
