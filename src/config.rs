@@ -21,6 +21,7 @@ use crate::auth::bearer::Issuer;
 use crate::auth::mtls::Mapping;
 use crate::domain::{BindingSubject, Gift, Ipv4Net, Malformed, PrincipalId, Profile, Role, Scope};
 use crate::hsm;
+use crate::memory::MemoryLock;
 use crate::service;
 use crate::sinks::{self, Sink, Target, View};
 
@@ -53,6 +54,8 @@ pub struct Config {
     pub access: service::Configured,
     /// What is logged, and how.
     pub log: Log,
+    /// Whether memory is kept from swap.
+    pub memory: MemoryLock,
 }
 
 /// What is logged, and how.
@@ -113,11 +116,18 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let unreadable = |source| ConfigError::Unreadable { path: path.into(), source };
         let text = fs::read_to_string(path).map_err(unreadable)?;
-        let path = path.canonicalize().map_err(unreadable)?;
+        Self::parse(&text, &path.canonicalize().map_err(unreadable)?)
+    }
+
+    /// Checks the text of the file at `path`, which names relative paths in it.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming file or field.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let folder = path.parent().unwrap_or_else(|| Path::new("/"));
         let malformed =
-            |source| ConfigError::Malformed { path: path.clone(), source: Box::new(source) };
-        File::check(toml::from_str(&text).map_err(malformed)?, folder)
+            |source| ConfigError::Malformed { path: path.into(), source: Box::new(source) };
+        File::check(toml::from_str(text).map_err(malformed)?, folder)
     }
 }
 
@@ -144,6 +154,8 @@ struct File {
     audit: AuditTable,
     #[serde(default)]
     limits: LimitsTable,
+    #[serde(default)]
+    memory: MemoryTable,
     #[serde(default)]
     log: Log,
     #[serde(default)]
@@ -250,6 +262,12 @@ struct HsmTable {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct MemoryTable {
+    lock: MemoryLock,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct ImportTable {
     software_unwrap: bool,
 }
@@ -343,6 +361,7 @@ impl File {
             store,
             audit,
             limits,
+            memory,
             log,
             bindings,
             authorizations,
@@ -424,6 +443,7 @@ impl File {
                 operators: operators.iter().map(|id| operator(id)).collect::<Result<_, _>>()?,
             },
             log,
+            memory: memory.lock,
             state_dir,
         })
     }
@@ -807,6 +827,7 @@ mod tests {
             "[store]",
             "[audit]",
             "[limits]",
+            "[memory]",
             "[[tls.principals]]",
             "[[audit.sinks]]",
             "[log]",

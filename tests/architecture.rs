@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 /// Module → modules of ours that it may use.
 #[rustfmt::skip]
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
     ("domain",    &[]),
     ("secret",    &[]),
+    ("memory",    &[]),
     ("envelope",  &["domain", "secret", "error"]),
     ("error",     &["domain", "envelope", "hsm", "store", "audit"]),
     ("hsm",       &["domain", "secret", "error"]),
@@ -22,14 +23,14 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("clock",     &["domain", "store"]),
     ("service",   &["domain", "envelope", "hsm", "store", "audit", "auth", "clock", "secret", "error"]),
     ("api",       &["service", "domain", "hsm", "audit", "auth", "secret", "error"]),
-    ("config",    &["api", "service", "domain", "hsm", "audit", "auth", "sinks"]),
+    ("config",    &["api", "service", "domain", "hsm", "audit", "auth", "sinks", "memory"]),
     ("telemetry", &["config"]),
     ("dev",       &["config", "clock", "domain", "hsm", "secret"]),
     ("app",       &["api", "service", "domain", "hsm", "store", "audit", "auth", "config", "clock", "error", "sinks"]),
     ("client",    &["api", "secret"]),
     // `audit verify` is offline: it is the verifier and the format, and never the log itself.
     ("cli",       &["client", "api", "secret", "audit"]),
-    ("bin",       &["app", "config", "dev", "telemetry", "cli", "client", "clock"]),
+    ("bin",       &["app", "config", "dev", "telemetry", "cli", "client", "clock", "memory"]),
 ];
 
 /// Crate → modules that may name it.

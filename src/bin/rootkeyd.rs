@@ -1,5 +1,6 @@
 //! The daemon: arguments → configuration → logging → app → serve → drain.
 
+use std::alloc::System;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,9 +11,15 @@ use clap::{Args, Parser, Subcommand};
 use rootkeyd::app::{App, Lock, system_clocks};
 use rootkeyd::clock::{ClockSource, Trust};
 use rootkeyd::config::Config;
-use rootkeyd::{dev, telemetry};
+use rootkeyd::memory::MemoryLock;
+use rootkeyd::{dev, memory, telemetry};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use zeroizing_alloc::ZeroAlloc;
+
+/// Wipes what is freed: DEKs pass through buffers that are not ours, of HTTP/2 and TLS.
+#[global_allocator]
+static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// Wraps and unwraps data-encryption keys with root keys in a PKCS#11 HSM.
 #[derive(Parser)]
@@ -64,9 +71,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), Failure> {
     // What we write is for us alone, and no memory of ours is ever in a file.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
-    rustix::process::setrlimit(rustix::process::Resource::Core, none)?;
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    memory::keep_to_ourselves()?;
     let trust = if arguments.accept_clock { Trust::Machine } else { Trust::Seen };
     match (arguments.config, arguments.mode) {
         (Some(file), _) => {
@@ -98,6 +103,10 @@ fn serve(
     clock: (ClockSource, Trust),
     dev_directory: Option<PathBuf>,
 ) -> Result<(), Failure> {
+    match config.memory {
+        MemoryLock::Required => memory::lock()?,
+        MemoryLock::Off => {}
+    }
     telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use aes_gcm::aead::Aead;
@@ -164,6 +164,12 @@ impl Daemon {
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.child.wait().unwrap();
+    }
+
+    /// SIGABRT; how it ended.
+    pub fn abort(&mut self) -> ExitStatus {
+        self.signal(Signal::ABORT);
+        self.child.wait().unwrap()
     }
 
     pub fn signal(&self, signal: Signal) {
