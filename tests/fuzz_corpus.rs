@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use rootkeyd::api::decoding::{DECODERS, Form};
+
 type Target = (&'static str, fn(&[u8]));
 
 const TARGETS: [Target; 5] = [
@@ -42,6 +44,23 @@ fn no_input_of_the_corpus_is_more_than_refused() {
         }
         assert!(count >= FEWEST, "{target} has only {count} inputs");
     }
+}
+
+/// From there a fuzzer comes to every field; from a request that is refused it may not.
+#[test]
+fn a_right_request_of_every_kind_is_in_the_corpus() {
+    let mut wrong = Vec::new();
+    for (number, (request, decode)) in DECODERS.iter().enumerate() {
+        let path = Path::new("fuzz/corpus/requests").join(request);
+        let input = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let (which, bytes) = input.split_first().unwrap();
+        assert_eq!(usize::from(*which), number, "{request} is another request now");
+        match decode(bytes) {
+            Form::Right => {}
+            form @ (Form::NotTheMessage | Form::Refused(_)) => wrong.push((request, form)),
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
