@@ -41,6 +41,8 @@ lint: ## Check format, lints and documentation
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --document-private-items
+	@if command -v systemd-analyze >/dev/null; then systemd-analyze security \
+		--offline=true --threshold=15 systemd/rootkeyd.service >/dev/null; fi
 
 clean: ## Remove what was built; ./dev stays
 	rm -rf target .venv

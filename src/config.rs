@@ -21,6 +21,7 @@ use crate::auth::bearer::Issuer;
 use crate::auth::mtls::Mapping;
 use crate::domain::{BindingSubject, Gift, Ipv4Net, Malformed, PrincipalId, Profile, Role, Scope};
 use crate::hsm;
+use crate::memory::MemoryLock;
 use crate::service;
 use crate::sinks::{self, Sink, Target, View};
 
@@ -53,6 +54,8 @@ pub struct Config {
     pub access: service::Configured,
     /// What is logged, and how.
     pub log: Log,
+    /// Whether memory is kept from swap.
+    pub memory: MemoryLock,
 }
 
 /// What is logged, and how.
@@ -113,11 +116,18 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let unreadable = |source| ConfigError::Unreadable { path: path.into(), source };
         let text = fs::read_to_string(path).map_err(unreadable)?;
-        let path = path.canonicalize().map_err(unreadable)?;
+        Self::parse(&text, &path.canonicalize().map_err(unreadable)?)
+    }
+
+    /// Checks the text of the file at `path`, which names relative paths in it.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming file or field.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let folder = path.parent().unwrap_or_else(|| Path::new("/"));
         let malformed =
-            |source| ConfigError::Malformed { path: path.clone(), source: Box::new(source) };
-        File::check(toml::from_str(&text).map_err(malformed)?, folder)
+            |source| ConfigError::Malformed { path: path.into(), source: Box::new(source) };
+        File::check(toml::from_str(text).map_err(malformed)?, folder)
     }
 }
 
@@ -144,6 +154,8 @@ struct File {
     audit: AuditTable,
     #[serde(default)]
     limits: LimitsTable,
+    #[serde(default)]
+    memory: MemoryTable,
     #[serde(default)]
     log: Log,
     #[serde(default)]
@@ -262,6 +274,12 @@ enum IsolationName {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct MemoryTable {
+    lock: MemoryLock,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct ImportTable {
     software_unwrap: bool,
 }
@@ -355,6 +373,7 @@ impl File {
             store,
             audit,
             limits,
+            memory,
             log,
             bindings,
             authorizations,
@@ -411,7 +430,7 @@ impl File {
                 isolation: match hsm.isolation {
                     IsolationName::Thread => hsm::Isolation::Threads,
                     IsolationName::Process => hsm::Isolation::Processes(hsm::Processes {
-                        command: worker_command(&log),
+                        command: worker_command(&log, memory.lock),
                         writer_lock: state_dir.join("hsm-writer.lock"),
                         network: hsm.worker_network,
                     }),
@@ -444,6 +463,7 @@ impl File {
                 operators: operators.iter().map(|id| operator(id)).collect::<Result<_, _>>()?,
             },
             log,
+            memory: memory.lock,
             state_dir,
         })
     }
@@ -761,11 +781,15 @@ const fn default_workers() -> usize {
 
 /// This program again, as a worker process. By a name that stays right when the file
 /// is replaced by a newer version.
-fn worker_command(log: &Log) -> hsm::WorkerCommand {
+fn worker_command(log: &Log, memory: MemoryLock) -> hsm::WorkerCommand {
     let mut arguments = vec!["hsm-worker", "--log-filter", &log.filter];
     match log.format {
         LogFormat::Text => {}
         LogFormat::Json => arguments.push("--log-json"),
+    }
+    match memory {
+        MemoryLock::Required => arguments.push("--lock-memory"),
+        MemoryLock::Off => {}
     }
     let arguments = arguments.into_iter().map(str::to_owned).collect();
     hsm::WorkerCommand { program: "/proc/self/exe".into(), arguments }
@@ -839,6 +863,7 @@ mod tests {
             "[store]",
             "[audit]",
             "[limits]",
+            "[memory]",
             "[[tls.principals]]",
             "[[audit.sinks]]",
             "[log]",

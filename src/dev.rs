@@ -238,7 +238,9 @@ fn configuration(module: &Path, listen: SocketAddr) -> String {
          [tls]\ncertificate = \"tls/server.pem\"\nkey = \"tls/server.key\"\n\
          client_ca = \"tls/ca.pem\"\n\n\
          [hsm]\nmodule = {:?}\ntoken_label = \"{TOKEN_LABEL}\"\npin_file = \"pin\"\n\
-         sync_directory = \"tokens\"\n",
+         sync_directory = \"tokens\"\n\n\
+         # Secrets of development may be swapped out.\n\
+         [memory]\nlock = \"off\"\n",
         module.display().to_string()
     );
     for (name, path, role) in CLIENTS {

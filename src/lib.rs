@@ -23,6 +23,7 @@ pub mod domain;
 pub mod envelope;
 pub mod error;
 pub mod hsm;
+pub mod memory;
 pub mod secret;
 pub mod service;
 pub mod sinks;

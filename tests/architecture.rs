@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 
 /// Module → modules of ours that it may use.
 #[rustfmt::skip]
-const MAY_USE: [(&str, &[&str]); 20] = [
+const MAY_USE: [(&str, &[&str]); 21] = [
     ("failpoint", &[]),
     ("domain",    &[]),
     ("secret",    &[]),
+    ("memory",    &[]),
     ("envelope",  &["domain", "secret", "error"]),
     ("error",     &["domain", "envelope", "hsm", "store", "audit"]),
     ("hsm",       &["domain", "secret", "error"]),
@@ -23,7 +24,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     ("clock",     &["domain", "store"]),
     ("service",   &["domain", "envelope", "hsm", "store", "audit", "auth", "clock", "secret", "error"]),
     ("api",       &["service", "domain", "hsm", "audit", "auth", "secret", "error"]),
-    ("config",    &["api", "service", "domain", "hsm", "audit", "auth", "sinks"]),
+    ("config",    &["api", "service", "domain", "hsm", "audit", "auth", "sinks", "memory"]),
     ("telemetry", &["config"]),
     ("dev",       &["config", "clock", "domain", "hsm", "secret"]),
     ("app",       &["api", "service", "domain", "hsm", "store", "audit", "auth", "config", "clock", "error", "sinks"]),
@@ -31,12 +32,12 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     // `audit verify` is offline: it is the verifier and the format, and never the log itself.
     // `backup` and `restore` are for the store's own machine, with or without a daemon.
     ("cli",       &["client", "api", "secret", "audit", "store"]),
-    ("bin",       &["app", "config", "dev", "telemetry", "cli", "client", "clock"]),
+    ("bin",       &["app", "config", "dev", "telemetry", "cli", "client", "clock", "memory", "hsm"]),
 ];
 
 /// Crate → modules that may name it.
 #[rustfmt::skip]
-const CRATES: [(&str, &[&str]); 21] = [
+const CRATES: [(&str, &[&str]); 22] = [
     ("tonic",        &["api", "client", "cli"]),
     ("tonic_types",  &["api", "client", "cli"]),
     ("tonic_health", &["api"]),
@@ -45,7 +46,8 @@ const CRATES: [(&str, &[&str]); 21] = [
     ("cryptoki",     &["hsm"]),
     ("cryptoki_sys", &["hsm"]),
     ("rusqlite",     &["store"]),
-    ("minicbor",     &["audit"]),
+    ("minicbor",     &["audit", "hsm"]),
+    ("seccompiler",  &["hsm"]),
     ("rustls",       &["api", "client"]),
     ("tokio_rustls", &["api"]),
     ("x509_parser",  &["auth", "cli"]),

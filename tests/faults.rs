@@ -9,7 +9,6 @@
 #![expect(clippy::print_stdout, reason = "how much was tried says what the result is worth")]
 
 #[path = "common/chaos.rs"]
-#[allow(unreachable_pub, reason = "each test binary has its own")]
 mod chaos;
 mod common;
 #[path = "chaos-pkcs11/layout.rs"]

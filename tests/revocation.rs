@@ -10,7 +10,6 @@
 #![expect(clippy::print_stdout, reason = "how much was tried says what the result is worth")]
 
 #[path = "common/chaos.rs"]
-#[expect(unreachable_pub, reason = "each test binary uses a part")]
 mod chaos;
 mod common;
 #[path = "common/history.rs"]

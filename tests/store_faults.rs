@@ -5,7 +5,6 @@
 #![expect(clippy::print_stdout, reason = "how much was tried says what the result is worth")]
 
 #[path = "common/chaos.rs"]
-#[allow(dead_code, unreachable_pub, reason = "it is a module of several tests")]
 mod chaos;
 mod common;
 #[path = "common/disk.rs"]

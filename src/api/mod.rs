@@ -3,6 +3,7 @@
 
 mod connection;
 mod convert;
+pub mod decoding;
 mod grpc;
 pub mod guard;
 mod handshakes;

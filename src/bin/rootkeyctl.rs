@@ -1,24 +1,36 @@
 //! The command-line client: arguments in, exit code out. The rest is `rootkeyd::cli`.
 
 use std::{
+    alloc::System,
     io::{self, Write},
     process::{ExitCode, exit},
 };
 
 use clap::Parser;
 use rootkeyd::cli::{self, Args};
+use rootkeyd::memory;
 use tokio::{
     runtime::Handle,
     select,
     signal::unix::{SignalKind, signal},
     task::spawn_blocking,
 };
+use zeroizing_alloc::ZeroAlloc;
+
+/// Wipes what is freed: DEKs pass through buffers that are not ours, of HTTP/2 and TLS.
+#[global_allocator]
+static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// The command has a thread of its own, so that it may block on files and pipes
 /// while this one hears signals and the worker keeps the connection alive.
 #[tokio::main(worker_threads = 1)]
 async fn main() -> ExitCode {
     let args = Args::parse();
+    // DEKs and tokens are in our memory, as they are in the daemon's.
+    if let Err(error) = memory::keep_to_ourselves() {
+        drop(writeln!(io::stderr(), "rootkeyctl: a core dump cannot be prevented: {error}"));
+        return ExitCode::FAILURE;
+    }
     let runtime = Handle::current();
     let command = spawn_blocking(move || runtime.block_on(Box::pin(cli::run(args))));
     let result = select! {

@@ -1,5 +1,6 @@
 //! The daemon: arguments → configuration → logging → app → serve → drain.
 
+use std::alloc::System;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -11,9 +12,15 @@ use clap::{Args, Parser, Subcommand};
 use rootkeyd::app::{App, Lock, RestoredStore, system_clocks};
 use rootkeyd::clock::{ClockSource, Trust};
 use rootkeyd::config::{Config, Log, LogFormat};
-use rootkeyd::{dev, hsm, telemetry};
+use rootkeyd::memory::MemoryLock;
+use rootkeyd::{dev, hsm, memory, telemetry};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use zeroizing_alloc::ZeroAlloc;
+
+/// Wipes what is freed: DEKs pass through buffers that are not ours, of HTTP/2 and TLS.
+#[global_allocator]
+static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// Wraps and unwraps data-encryption keys with root keys in a PKCS#11 HSM.
 #[derive(Parser)]
@@ -49,6 +56,8 @@ struct HsmWorker {
     log_filter: String,
     #[arg(long)]
     log_json: bool,
+    #[arg(long)]
+    lock_memory: bool,
 }
 
 #[derive(Args)]
@@ -80,9 +89,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), Failure> {
     // What we write is for us alone, and no memory of ours is ever in a file.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
-    rustix::process::setrlimit(rustix::process::Resource::Core, none)?;
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    memory::keep_to_ourselves()?;
     let trust = if arguments.accept_clock { Trust::Machine } else { Trust::Seen };
     let restored = match arguments.accept_restored_store {
         true => RestoredStore::Accept,
@@ -101,7 +108,11 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// A worker process. It has no threads but the module's.
-fn serve_hsm(HsmWorker { log_filter, log_json }: HsmWorker) -> Result<(), Failure> {
+fn serve_hsm(worker: HsmWorker) -> Result<(), Failure> {
+    let HsmWorker { log_filter, log_json, lock_memory } = worker;
+    if lock_memory {
+        memory::lock()?;
+    }
     let format = if log_json { LogFormat::Json } else { LogFormat::Text };
     telemetry::init(&Log { format, filter: log_filter })?;
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
@@ -127,6 +138,10 @@ fn serve(
     restored: RestoredStore,
     dev_directory: Option<PathBuf>,
 ) -> Result<(), Failure> {
+    match config.memory {
+        MemoryLock::Required => memory::lock()?,
+        MemoryLock::Off => {}
+    }
     telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {

@@ -2,6 +2,14 @@
 //! `make chaos` (CHAOS=full) as much as the specification asks for. Each test leaves
 //! a row in the directory that CHAOS_REPORT names; `make chaos` prints them all.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    dead_code,
+    unreachable_pub,
+    reason = "a part of the tests that use it"
+)]
+
 use std::fs;
 use std::path::PathBuf;
 

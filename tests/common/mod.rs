@@ -179,6 +179,12 @@ impl Daemon {
         self.child.wait().unwrap();
     }
 
+    /// SIGABRT; how it ended.
+    pub fn abort(&mut self) -> ExitStatus {
+        self.signal(Signal::ABORT);
+        self.child.wait().unwrap()
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }

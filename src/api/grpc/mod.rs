@@ -29,6 +29,8 @@ use crate::domain::{InstanceId, KeyName};
 use crate::error::Error;
 use crate::service::{Answer, Asked, Call, Caller, Method, Service};
 
+pub(super) use registrations::parent;
+
 /// The services, on the use cases.
 #[derive(Clone)]
 pub(super) struct Edge {

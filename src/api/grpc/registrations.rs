@@ -129,7 +129,7 @@ fn enter_named(
 }
 
 /// The name of a key; or of every key of an instance.
-pub(super) fn parent(parent: &str) -> Result<(InstanceId, Option<KeyName>), Malformed> {
+pub(in crate::api) fn parent(parent: &str) -> Result<(InstanceId, Option<KeyName>), Malformed> {
     if let Some(instance) = parent.strip_suffix("/keys/-") {
         return Ok((InstanceId::from_parent(instance)?, None));
     }
