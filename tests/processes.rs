@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail")]
 
+#[path = "common/chaos.rs"]
+mod chaos;
 mod common;
 
 use std::fs;
@@ -10,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use chaos::Seen;
 use common::{Client, Daemon, Refusal, import_request, outcome, random, said, seal};
 use rootkeyd::api::pb;
 use rustix::process::{Pid, Signal, kill_process};
@@ -120,7 +123,8 @@ async fn a_worker_process_that_dies_costs_the_calls_it_was_at_and_never_the_daem
             tokio::spawn(unwrap_until(admin.clone(), key, wrapped, dek, enough))
         })
         .collect();
-    for _ in 0..20 {
+    let kills = chaos::rounds(20, 1_000);
+    for _ in 0..kills {
         let (_, readers) = workers(&daemon);
         if let Some(reader) = readers.first() {
             signal(*reader, Signal::KILL);
@@ -133,7 +137,10 @@ async fn a_worker_process_that_dies_costs_the_calls_it_was_at_and_never_the_daem
         let (r, p) = caller.await.unwrap();
         (right, passing) = (right + r, passing + p);
     }
-    println!("{right} right answers, {passing} calls that may be repeated");
+    chaos::report(
+        "worker processes killed",
+        Seen { faults: kills, checked: right, ..Seen::default() },
+    );
     assert!(right > 100 && passing > 0, "{right} {passing}");
     assert!(daemon.is_running());
     daemon.until("both readers are back", async || workers(&daemon).1.len() == 2).await;
