@@ -1,6 +1,6 @@
 # What people and CI run. Each target sets up what it needs; all may be run again.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test bench lint clean
+.PHONY: help setup build demo run test chaos bench lint clean
 MAKEFLAGS += --no-print-directory
 
 help: ## Print this list
@@ -23,6 +23,11 @@ test: ## Run all tests
 	@softhsm/setup.sh --test --python --boot
 	cargo build --locked --bins
 	cargo nextest run --locked
+
+chaos: ## Kill, break and fill everything, for hours; CHAOS=5% for a part of it
+	@softhsm/setup.sh --test --python --boot
+	cargo build --locked --bins
+	@tests/chaos.sh
 
 bench: ## Measure; leaves target/bench/latest.json
 	@softhsm/setup.sh --python

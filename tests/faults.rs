@@ -492,7 +492,17 @@ async fn is_ready(client: &Client) -> bool {
 
 #[tokio::test]
 async fn a_wrong_pin_is_tried_once_whoever_wants_to_log_in() {
-    let (daemon, control) = start("workers = 2");
+    try_wrong_pins("workers = 2", 1).await;
+}
+
+#[tokio::test]
+async fn a_wrong_pin_is_tried_once_by_however_many_worker_processes() {
+    try_wrong_pins("workers = 3\nisolation = \"process\"", 3).await;
+}
+
+/// `logins` are needed once the PIN is right again.
+async fn try_wrong_pins(settings: &str, logins: u64) {
+    let (daemon, control) = start(settings);
     let mut client = daemon.client("admin").await;
     let wrapped = Wrapped::new(&mut client, "volumes").await;
     let right = fs::read(daemon.dir.join("pin")).unwrap();
@@ -520,8 +530,35 @@ async fn a_wrong_pin_is_tried_once_whoever_wants_to_log_in() {
     write_pin(&daemon.dir, &right);
     let mut probe = client.clone();
     daemon.until("the right PIN is not tried", async || wrapped.unwraps(&mut probe).await).await;
-    assert_eq!(control.calls("C_Login"), tried + 1);
+    let all = async || control.calls("C_Login") == tried + logins;
+    daemon.until("not all have logged in", all).await;
     assert!(!daemon.logged().contains("wrong-one"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_module_that_crashes_in_a_worker_process_costs_its_calls_alone() {
+    let (mut daemon, control) = start("workers = 2\nisolation = \"process\"");
+    let mut client = daemon.client("admin").await;
+    let wrapped = Wrapped::new(&mut client, "volumes").await;
+    let callers = Callers::begin(&daemon, std::slice::from_ref(&wrapped)).await;
+    let crashes = chaos::rounds(10, 100);
+    for _ in 0..crashes {
+        control.command(DECRYPT, (CRASH, 0), 1);
+        let mut probe = client.clone();
+        daemon.until("no module crashed", async || control.met() > 0).await;
+        control.calm();
+        let back = async || wrapped.unwraps(&mut probe).await;
+        daemon.until("it does not come back", back).await;
+    }
+    let book = callers.end().await;
+    assert_eq!(*book.wrong.lock().unwrap(), [""; 0]);
+    let checked = book.answered.load(Ordering::Relaxed);
+    chaos::report(
+        "module crashes in a worker process",
+        Seen { faults: crashes, checked, ..Seen::default() },
+    );
+    assert!(checked > crashes && daemon.is_running());
+    assert!(book.refused.load(Ordering::Relaxed) > 0, "no call met a crash");
 }
 
 /// Whole or not at all: a PIN that is half written would be a wrong one.

@@ -21,6 +21,8 @@ use crate::secret::Secret;
 /// How to log in. One for as long as the daemon lives.
 pub(super) struct Login {
     pin_file: PathBuf,
+    /// Whether a login that was lost is made again.
+    again: bool,
     /// What the file was when its PIN was refused, and what the token said.
     refused: Mutex<Option<(Stamp, RvError)>>,
 }
@@ -41,7 +43,13 @@ pub(super) type Stamp = Option<(SystemTime, u64, u64)>;
 
 impl Login {
     pub(super) const fn new(pin_file: PathBuf) -> Self {
-        Self { pin_file, refused: Mutex::new(None) }
+        Self { pin_file, again: true, refused: Mutex::new(None) }
+    }
+
+    /// Of a worker process, which logs in once and no more: that a PIN was refused is
+    /// known to the daemon, and not to the other processes.
+    pub(super) const fn once(pin_file: PathBuf) -> Self {
+        Self { pin_file, again: false, refused: Mutex::new(None) }
     }
 
     /// Logs in, unless this PIN was refused before.
@@ -62,6 +70,9 @@ impl Login {
         };
         if is_logged_in(session)? {
             return Ok(LoggedIn::Already);
+        }
+        if !self.again {
+            return Err(Problem::LoginLost);
         }
         log_in(session, &self.pin_file, &mut refused)?;
         tracing::warn!("the login was gone; logged in to the token again");

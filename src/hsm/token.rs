@@ -55,6 +55,8 @@ pub(super) enum Problem {
     Hung(usize),
     #[error("the token cannot do {mechanism} ({used_for}); use another token")]
     Mechanism { mechanism: String, used_for: &'static str },
+    #[error("the login is gone; another worker process logs in")]
+    LoginLost,
     #[error("the token gives no session ({0})")]
     NoSession(String),
     #[error("a thread for a session cannot be made ({0})")]

@@ -71,7 +71,7 @@ fn open(begin: &Begin) -> Result<Opened, Trouble> {
     let settings = begin.settings();
     let opened = || -> Result<Opened, Problem> {
         let module = token::load(&settings.module)?;
-        let login = Arc::new(Login::new(settings.pin_file.clone()));
+        let login = Arc::new(Login::once(settings.pin_file.clone()));
         let (token, session) = Token::open(&module, &settings, &login)?;
         try_canary(&token, &session)?;
         let token = Arc::new(token);

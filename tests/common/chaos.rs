@@ -29,13 +29,15 @@ pub struct Seen {
     pub wrong: u64,
 }
 
-/// `short` in `make test`, `full` in `make chaos`.
+/// `short` in `make test`, `full` in `make chaos`, or with CHAOS=5% that part of it.
 pub fn rounds(short: u64, full: u64) -> u64 {
-    match std::env::var("CHAOS").as_deref() {
-        Err(_) => short,
-        Ok("full") => full,
-        Ok(other) => panic!("CHAOS is {other:?}; it can be full, or not there"),
-    }
+    let Ok(wanted) = std::env::var("CHAOS") else { return short };
+    let percent = match wanted.strip_suffix('%').map(str::parse::<u64>) {
+        Some(Ok(percent)) => percent,
+        None if wanted == "full" => 100,
+        Some(Err(_)) | None => panic!("CHAOS is {wanted:?}; it can be full, 5%, or not there"),
+    };
+    (full * percent / 100).max(short)
 }
 
 /// Prints the row, and leaves it for the table of `make chaos`.
