@@ -62,8 +62,14 @@ impl Sqlite {
         set_up(&mut connection).map_err(|error| opening(path, error))?;
         migrate(&mut connection, path)?;
         let id = Uuid::new_v4();
-        owner::take(&connection, id).map_err(reading)?;
         let reserve = Reserve::open(&path.with_file_name("reserve"));
+        // A daemon starts on a full disk too: keys can be disabled then.
+        while let Err(error) = owner::take(&connection, id) {
+            if !is_disk_full(&error) || !reserve.release() {
+                return Err(reading(error));
+            }
+        }
+        reserve.refill();
         let (work, waiting) = crossbeam_channel::bounded(queue);
         let thread = std::thread::Builder::new()
             .name("store".into())
