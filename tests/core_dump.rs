@@ -7,7 +7,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail")]
 
-#[allow(dead_code, unreachable_pub, clippy::print_stdout, reason = "shared, and prints a row")]
 #[path = "common/chaos.rs"]
 mod chaos;
 mod common;

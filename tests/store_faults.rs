@@ -2,7 +2,6 @@
 //! acknowledged is there, each answered unwrap has its record, and no answer is wrong.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should fail")]
-#![expect(clippy::print_stdout, reason = "how much was tried says what the result is worth")]
 
 #[path = "common/chaos.rs"]
 mod chaos;
