@@ -735,6 +735,9 @@ async fn a_worker_that_hangs_in_the_module_is_given_up_and_replaced() {
 
     let mut client = daemon.client("admin").await;
     let wrapped = Wrapped::new(&mut client, "volumes").await;
+    // Until then one of the two is busy, and with the other in a hang no call gets on.
+    let tried = "tried what key material the token unwraps";
+    daemon.until("import is not tried", async || daemon.logged().matches(tried).count() == 2).await;
     for given_up in 1..=3 {
         fs::write(&hang, "").unwrap();
         // One call gets its deadline; the others go on, by the other worker.
