@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use chaos::Dice;
 use common::{Client, Daemon, refusal};
 use rootkeyd::api::pb;
 use rootkeyd::api::pb::key::State;
@@ -44,18 +45,6 @@ enum Change {
 }
 
 type Book = Arc<Mutex<HashMap<String, Known>>>;
-
-/// Small, and the same in every run: which change comes when should not matter,
-/// but a failure should come again.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
-    }
-}
 
 /// Changes keys until the daemon is gone.
 async fn change_keys(mut client: Client, book: Book, mut dice: Dice) {

@@ -14,7 +14,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use chaos::Seen;
+use chaos::{Dice, Seen};
 use common::{Client, Daemon};
 use disk::Disk;
 use rootkeyd::api::pb;
@@ -34,17 +34,6 @@ struct Known {
 }
 
 type Book = Arc<Mutex<BTreeMap<String, Known>>>;
-
-/// Small, and the same in every run.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
-    }
-}
 
 /// Makes, changes and disables keys and unwraps, until the daemon does not answer.
 async fn work(mut client: Client, book: Book) -> Result<(), Status> {

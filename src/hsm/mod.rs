@@ -31,6 +31,7 @@ mod tests;
 mod token;
 mod torn;
 mod unwrapping;
+mod view;
 mod wire;
 mod worker;
 mod worker_process;
@@ -59,7 +60,7 @@ use job::{Import, Job, Reply, Work};
 use object::Kind;
 use shelf::Shelf;
 use supervisor::Control;
-use token::Token;
+use view::View;
 
 /// The HSM could not do what was asked.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, Error, PartialEq)]
@@ -262,14 +263,6 @@ struct Inner {
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// The token as it is now.
-enum View {
-    /// Of worker threads; `None` while it is away.
-    Threads(Arc<ArcSwapOption<Token>>),
-    /// Of worker processes.
-    Processes(Arc<Shelf>),
-}
-
 impl Hsm {
     /// Starts the threads. Returns at once: [`Hsm::watch`] tells when it is ready.
     ///
@@ -331,56 +324,35 @@ impl Hsm {
 
     /// What module and token say of themselves; `None` while the token is away.
     pub fn info(&self) -> Option<TokenInfo> {
-        match &self.0.view {
-            View::Threads(token) => token.load().as_ref().map(|token| token.info.clone()),
-            View::Processes(shelf) => shelf.info(),
-        }
+        self.0.view.info()
     }
 
     /// Whether the token is there. It may be lost the next moment.
     pub fn is_up(&self) -> bool {
-        match &self.0.view {
-            View::Threads(token) => token.load().is_some(),
-            View::Processes(shelf) => shelf.is_up(),
-        }
+        self.0.view.is_up()
     }
 
     /// The root key objects that the token shows; `None` while it is away.
     pub fn objects(&self) -> Option<Vec<ObjectId>> {
-        self.shown(Kind::RootKey)
+        self.0.view.shown(Kind::RootKey)
     }
 
     /// CKA_IDs that two objects had when the token came up, of which none is used;
     /// `None` while it is away.
     pub fn doubled(&self) -> Option<Vec<ObjectId>> {
-        match &self.0.view {
-            View::Threads(token) => {
-                token.load().as_ref().map(|token| token.doubled().iter().copied().collect())
-            }
-            View::Processes(shelf) => shelf.doubled(),
-        }
+        self.0.view.doubled()
     }
 
     /// Root keys that were not as they were asked for when the token came up, of which
     /// none is used; `None` while it is away.
     pub fn unlike(&self) -> Option<BTreeSet<ObjectId>> {
-        match &self.0.view {
-            View::Threads(token) => token.load().as_ref().map(|token| token.unlike().clone()),
-            View::Processes(shelf) => shelf.unlike(),
-        }
+        self.0.view.unlike()
     }
 
     /// Has a root key not be used until the token comes up anew: it is not the key that
     /// it was.
     pub fn withhold(&self, object: ObjectId) {
-        match &self.0.view {
-            View::Threads(token) => {
-                if let Some(token) = &*token.load() {
-                    token.withhold(object);
-                }
-            }
-            View::Processes(shelf) => shelf.withhold(object),
-        }
+        self.0.view.withhold(object);
     }
 
     /// Does all of `items` as one job; each succeeds or fails alone, and the
@@ -452,19 +424,12 @@ impl Hsm {
     /// What key material can be imported, the best algorithm first. It was tried
     /// with the token that is there now; empty while it is away or not tried yet.
     pub fn import_algorithms(&self) -> Vec<ImportAlgorithm> {
-        match &self.0.view {
-            View::Threads(token) => {
-                let token = token.load();
-                let ways = token.as_ref().and_then(|token| token.ways.get());
-                ways.map(|ways| ways.algorithms().collect()).unwrap_or_default()
-            }
-            View::Processes(shelf) => shelf.algorithms().unwrap_or_default(),
-        }
+        self.0.view.import_algorithms()
     }
 
     /// The import pairs that the token shows; `None` while it is away.
     pub fn import_pairs(&self) -> Option<Vec<ObjectId>> {
-        self.shown(Kind::ImportPair)
+        self.0.view.shown(Kind::ImportPair)
     }
 
     /// Makes the signer (EC on P-256) with `object` as its CKA_ID, if the token does not
@@ -508,7 +473,7 @@ impl Hsm {
 
     /// The signers that the token shows; `None` while it is away.
     pub fn signers(&self) -> Option<Vec<ObjectId>> {
-        self.shown(Kind::Signer)
+        self.0.view.shown(Kind::Signer)
     }
 
     /// Opens a version's check value: whether the object is the key that it was.
@@ -542,13 +507,6 @@ impl Hsm {
             // Err: the supervisor is gone already.
             let _ = self.0.control.send(Control::Stop);
             let _ = thread.join();
-        }
-    }
-
-    fn shown(&self, kind: Kind) -> Option<Vec<ObjectId>> {
-        match &self.0.view {
-            View::Threads(token) => token.load().as_ref().map(|token| token.shown(kind)),
-            View::Processes(shelf) => shelf.objects(kind),
         }
     }
 

@@ -80,7 +80,7 @@ fn settings(directory: &Path) -> Settings {
 }
 
 /// The token that worker threads share.
-pub(super) fn token(hsm: &Hsm) -> Arc<Token> {
+pub(super) fn token(hsm: &Hsm) -> Arc<super::token::Token> {
     match &hsm.0.view {
         View::Threads(token) => token.load_full().unwrap(),
         View::Processes(_) => panic!("the token is in other processes"),

@@ -50,3 +50,16 @@ pub fn report(what: &str, seen: Seen) {
         what.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     fs::write(directory.join(file).with_extension("row"), row).unwrap();
 }
+
+/// Small, and the same in every run: which change comes when should not matter, but a
+/// failure should come again.
+pub struct Dice(pub u64);
+
+impl Dice {
+    /// 0 to `sides` - 1.
+    pub fn roll(&mut self, sides: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
