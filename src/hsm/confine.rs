@@ -80,3 +80,36 @@ const FORBIDDEN: [i64; 40] = [
     libc::SYS_syslog,
 ];
 const EPERM: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+
+    use super::*;
+
+    /// In a process of its own, which it confines for good.
+    #[test]
+    fn a_confined_process_starts_no_program_and_opens_no_network_socket() {
+        const NAME: &str =
+            "hsm::confine::tests::a_confined_process_starts_no_program_and_opens_no_network_socket";
+        if std::env::var_os(CONFINED).is_some() {
+            let refused = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+            assert!(TcpListener::bind("127.0.0.1:0").is_ok());
+            confine(true).unwrap();
+            assert!(Command::new("true").status().is_err_and(refused));
+            assert!(TcpListener::bind("127.0.0.1:0").is_ok());
+            confine(false).unwrap();
+            assert!(TcpListener::bind("127.0.0.1:0").is_err_and(refused));
+            assert!(UnixStream::pair().is_ok());
+            return;
+        }
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let done = command.args(["--exact", NAME]).env(CONFINED, "").output().unwrap();
+        let said = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    const CONFINED: &str = "ROOTKEYD_TEST_CONFINED";
+}
