@@ -47,6 +47,14 @@ fn signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
+/// A key, a DEK, and the DEK wrapped by the key.
+async fn wrapped_dek(admin: &mut Client) -> (String, [u8; 48], Vec<u8>) {
+    let key = admin.create("one").await.name;
+    let dek = random();
+    let wrapped = admin.wrap(&key, &dek, &[]).await.unwrap();
+    (key, dek, wrapped)
+}
+
 /// Whether the refusal says that the same call may succeed later, and no more.
 fn is_passing(refusal: &Refusal) -> bool {
     ["HSM_UNAVAILABLE", "DEADLINE_EXCEEDED", "OVERLOADED"].contains(&refusal.reason.as_str())
@@ -113,9 +121,7 @@ async fn the_module_is_in_confined_processes_and_not_in_the_daemon() {
 async fn a_worker_process_that_dies_costs_the_calls_it_was_at_and_never_the_daemon() {
     let mut daemon = start();
     let mut admin = daemon.client("admin").await;
-    let key = admin.create("one").await.name;
-    let dek: [u8; 48] = random();
-    let wrapped = admin.wrap(&key, &dek, &[]).await.unwrap();
+    let (key, dek, wrapped) = wrapped_dek(&mut admin).await;
     let enough = Arc::new(AtomicBool::new(false));
     let callers: Vec<_> = (0..4)
         .map(|_| {
@@ -176,9 +182,7 @@ async fn unwrap_until(
 async fn a_reader_that_hangs_is_killed_and_replaced_while_the_other_goes_on() {
     let daemon = start();
     let mut admin = daemon.client("admin").await;
-    let key = admin.create("one").await.name;
-    let dek: [u8; 48] = random();
-    let wrapped = admin.wrap(&key, &dek, &[]).await.unwrap();
+    let (key, dek, wrapped) = wrapped_dek(&mut admin).await;
     let (_, readers) = workers(&daemon);
     signal(readers[0], Signal::STOP);
     // One of the first two is the one that hangs; both readers are never lost.
@@ -212,9 +216,7 @@ async fn a_reader_that_hangs_is_killed_and_replaced_while_the_other_goes_on() {
 async fn a_writer_that_hangs_is_waited_for_and_unwraps_go_on() {
     let daemon = start();
     let mut admin = daemon.client("admin").await;
-    let key = admin.create("one").await.name;
-    let dek: [u8; 48] = random();
-    let wrapped = admin.wrap(&key, &dek, &[]).await.unwrap();
+    let (key, dek, wrapped) = wrapped_dek(&mut admin).await;
     let (writer, _) = workers(&daemon);
     signal(writer, Signal::STOP);
     let mut other = admin.clone();
