@@ -7,6 +7,7 @@
 mod common;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use common::{Client, Daemon, Refusal, refusal, unwrap_request};
 use prost_types::Timestamp;
@@ -532,18 +533,25 @@ async fn a_wrap_that_registers_and_a_deletion_never_both_succeed() {
     let mut admin = daemon.client("admin").await;
     let service = daemon.client("block-storage").await;
     let mut wraps = 0;
-    for race in 0..100 {
+    for race in 0..100_i64 {
         let key = admin.create("volumes").await.name;
         let (mut service, mut deleter) = (service.clone(), admin.clone());
-        let name = key.clone();
+        let (name, deleted_key) = (key.clone(), key.clone());
+        // From the wrap long before the deletion to the deletion long before the wrap: however
+        // fast the machine is, each wins at its end and they meet somewhere between.
+        let lead = (race - 50) * 400;
+        let wait =
+            |microseconds: i64| Duration::from_micros(u64::try_from(microseconds.max(0)).unwrap());
         let wrap = tokio::spawn(async move {
+            tokio::time::sleep(wait(lead)).await;
             let resource = crn("volume", &race.to_string());
             wrap_registered(&mut service, &name, volume(&resource)).await
         });
-        // Now the one and now the other has a little more time.
-        tokio::time::sleep(std::time::Duration::from_micros(race % 10 * 200)).await;
-        let deleted = deleter.delete(&key).await;
-        let wrapped = wrap.await.unwrap();
+        let delete = tokio::spawn(async move {
+            tokio::time::sleep(wait(-lead)).await;
+            deleter.delete(&deleted_key).await
+        });
+        let (wrapped, deleted) = (wrap.await.unwrap(), delete.await.unwrap());
         let there = registrations(&mut admin, &key).await.len();
         let key = admin.get(&key).await.unwrap();
         match (&wrapped, &deleted) {
