@@ -29,17 +29,18 @@ chaos: ## Kill, break and fill everything, for hours; CHAOS=5% for a part of it
 	cargo build --locked --bins
 	@tests/chaos.sh
 
-bench: ## Measure; leaves target/bench/latest.json
+bench: ## Measure, for a quarter of an hour; leaves target/bench/latest.json and .svg
 	@softhsm/setup.sh --python
+	cargo build --locked --release --bins --example chaos_pkcs11
+	cargo bench --locked --bench load
 	cargo bench --locked --bench hot_path
-	@mkdir -p target/bench
 	@python3 benches/collect.py > target/bench/latest.json.new
 	@mv target/bench/latest.json.new target/bench/latest.json
 	@.venv/bin/python benches/many_registrations.py --daemon target/release/rootkeyd \
 		--json target/bench/registrations.json
 	@.venv/bin/python benches/noisy_neighbour.py --daemon target/release/rootkeyd \
 		--json target/bench/noisy_neighbour.json
-	@echo "the figures are in target/bench/latest.json"
+	@echo "the figures are in target/bench/latest.json, the plot in target/bench/latest.svg"
 
 lint: ## Check format, lints and documentation
 	@softhsm/setup.sh --lint

@@ -1,5 +1,6 @@
-"""Collects what criterion left under target/criterion into one JSON document, on
-standard output: the figures, ratios of figures of the same run, and the machine.
+"""Collects what `make bench` measured into one JSON document, on standard output: the rows
+and ratios of benches/load, and under `criterion` what criterion left (with the change to
+the run before, if there was one) and its ratios; and the machine.
 """
 
 import json
@@ -7,7 +8,9 @@ import os
 import pathlib
 import sys
 
-CRITERION = pathlib.Path("target/criterion")
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target"))
+CRITERION = TARGET / "criterion"
+LOAD = pathlib.Path("target/bench/load.json")
 
 # What a figure means beside another one of the same run.
 RATIOS = {
@@ -27,6 +30,17 @@ RATIOS = {
 
 
 def main():
+    document = json.loads(LOAD.read_text()) if LOAD.exists() else {}
+    document["machine"] = machine()
+    document["criterion"] = criterion()
+    if not document["criterion"]["benchmarks"] and "rows" not in document:
+        sys.exit(f"collect: there is nothing in {CRITERION} and {LOAD}; run cargo bench first")
+    json.dump(document, sys.stdout, indent=2)
+    print()
+    changes(document["criterion"]["benchmarks"])
+
+
+def criterion():
     figures = {}
     for path in sorted(CRITERION.glob("*/*/new/estimates.json")):
         benchmark = json.loads((path.parent / "benchmark.json").read_text())
@@ -38,17 +52,33 @@ def main():
             "median_ns": estimates["median"]["point_estimate"] / elements,
             "std_dev_ns": estimates["std_dev"]["point_estimate"] / elements,
             "per_second": 1e9 * elements / estimates["median"]["point_estimate"],
+            "change_of_median": change(path.parent.parent / "change/estimates.json"),
         }
-    if not figures:
-        sys.exit(f"collect: there is nothing under {CRITERION}; run cargo bench first")
     ratios = {
         sentence: figures[one]["median_ns"] / figures[other]["median_ns"]
         for sentence, (one, other) in RATIOS.items()
         if one in figures and other in figures
     }
-    document = {"benchmarks": figures, "ratios": ratios, "machine": machine()}
-    json.dump(document, sys.stdout, indent=2)
-    print()
+    return {"benchmarks": figures, "ratios": ratios}
+
+
+def change(path):
+    """To the run before: 0.1 is a tenth slower, with the bounds of 95 %; None at first."""
+    if not path.exists():
+        return None
+    median = json.loads(path.read_text())["median"]
+    bounds = median["confidence_interval"]
+    return [median["point_estimate"], bounds["lower_bound"], bounds["upper_bound"]]
+
+
+def changes(figures):
+    """For people, on standard error."""
+    print(f"{'benchmark':42} {'median':>12} {'change to the last run (95 %)':>34}", file=sys.stderr)
+    for name, figure in figures.items():
+        told = "first run"
+        if figure["change_of_median"]:
+            told = "{:+.1%} ({:+.1%} to {:+.1%})".format(*figure["change_of_median"])
+        print(f"{name:42} {figure['median_ns']:>9,.0f} ns {told:>34}", file=sys.stderr)
 
 
 def machine():

@@ -54,10 +54,12 @@ pub const NUMBER: usize = 4;
 pub const HANGING: usize = 5;
 /// How many calls met the command.
 pub const MET: usize = 6;
-/// Microseconds that each call of a session takes besides: a network HSM.
+/// Microseconds that a call takes at least: a network HSM.
 pub const LATENCY: usize = 7;
+/// Which calls take that long: the bits of their functions; 0 for each call of a session.
+pub const LATENCY_OF: usize = 8;
 /// The first counter of calls.
-pub const COUNTS: usize = 8;
+pub const COUNTS: usize = 9;
 /// Length of the file, in words.
 pub const WORDS: usize = COUNTS + FUNCTIONS.len();
 

@@ -4,7 +4,9 @@
 //!
 //! `CHAOS_PKCS11_MODULE` is the other module. `CHAOS_PKCS11_CONTROL` is the control file
 //! (`layout.rs`), which may be shared by processes; without it `CHAOS_PKCS11_LATENCY_US`
-//! still makes every call of a session that slow, like a network HSM.
+//! still makes a call that slow, like a network HSM: every call of a session, or with
+//! `CHAOS_PKCS11_LATENCY_OF=C_Encrypt,C_Decrypt` those alone. A real one takes a round
+//! trip for C_Decrypt and none for C_DecryptInit, which its library keeps to itself.
 
 #![allow(unsafe_code, reason = "it is a C library that calls another one")]
 #![allow(non_snake_case, reason = "the functions have the names of PKCS#11")]
@@ -15,11 +17,12 @@ mod layout;
 
 use std::ffi::{c_int, c_long, c_void};
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, OnceLock, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_BBOOL, CK_BYTE, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_MECHANISM,
@@ -29,7 +32,7 @@ use cryptoki_sys::{
 };
 use layout::{
     ALWAYS, ARGUMENT, COUNTS, CRASH, DROP_SESSIONS, FUNCTIONS, HANG, HANGING, KIND, LATENCY,
-    LOSE_TOKEN, MASK, MET, NUMBER, RV, SLEEP, TIMES, WORDS,
+    LATENCY_OF, LOSE_TOKEN, MASK, MET, NUMBER, RV, SLEEP, TIMES, WORDS,
 };
 
 /// The other module, and our list of its functions.
@@ -71,6 +74,10 @@ fn control() -> &'static [AtomicU64; WORDS] {
             Box::leak(Box::new([const { AtomicU64::new(0) }; WORDS]));
         let latency = std::env::var("CHAOS_PKCS11_LATENCY_US").ok().and_then(|us| us.parse().ok());
         words[LATENCY].store(latency.unwrap_or(0), Ordering::SeqCst);
+        let names = std::env::var("CHAOS_PKCS11_LATENCY_OF").unwrap_or_default();
+        let slow =
+            FUNCTIONS.iter().enumerate().filter(|(_, it)| names.split(',').any(|n| n == **it));
+        words[LATENCY_OF].store(slow.map(|(index, _)| 1 << index).sum(), Ordering::SeqCst);
         words
     };
     let Some(path) = std::env::var_os("CHAOS_PKCS11_CONTROL") else { return alone() };
@@ -93,10 +100,6 @@ fn control() -> &'static [AtomicU64; WORDS] {
 fn meet(function: usize, of_session: bool) -> Option<CK_RV> {
     let word = |word: usize| CONTROL[word].load(Ordering::SeqCst);
     CONTROL[COUNTS + function].fetch_add(1, Ordering::SeqCst);
-    let latency = word(LATENCY);
-    if latency > 0 && of_session {
-        std::thread::sleep(Duration::from_micros(latency));
-    }
     let (kind, number) = (word(KIND), word(NUMBER));
     if word(MASK) & (1 << function) == 0 {
         return None;
@@ -127,6 +130,30 @@ fn meet(function: usize, of_session: bool) -> Option<CK_RV> {
         CRASH => std::process::abort(),
         _calm => None,
     }
+}
+
+/// Until when this call lasts at least, on a network HSM; what the module behind takes is a
+/// part of it.
+fn ends(function: usize, of_session: bool) -> Option<Instant> {
+    let latency = CONTROL[LATENCY].load(Ordering::SeqCst);
+    if latency == 0 {
+        return None;
+    }
+    let slow = match CONTROL[LATENCY_OF].load(Ordering::SeqCst) {
+        0 => of_session,
+        functions => functions & (1 << function) != 0,
+    };
+    slow.then(|| Instant::now() + Duration::from_micros(latency))
+}
+
+fn wait_until(end: Instant) {
+    // Linux wakes a thread 50 us late otherwise: a twentieth of a millisecond.
+    thread_local! {
+        static PUNCTUAL: bool =
+            rustix::thread::set_current_timer_slack(NonZeroU64::new(1)).is_ok();
+    }
+    assert!(PUNCTUAL.with(|it| *it), "there is a slack for each thread");
+    std::thread::sleep(end.saturating_duration_since(Instant::now()));
 }
 
 /// Whether this call is one of those that the command is for.
@@ -179,12 +206,16 @@ macro_rules! wrap {
                 if let Some(rv) = meet($index, $of_session) {
                     return rv;
                 }
-                let _open = SESSIONS.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-                match REAL.get().and_then(|real| real.theirs.$name) {
+                let end = ends($index, $of_session);
+                let open = SESSIONS.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let rv = match REAL.get().and_then(|real| real.theirs.$name) {
                     // SAFETY: the caller's arguments, as the caller gave them.
                     Some(theirs) => unsafe { theirs($($arg),*) },
                     None => CKR_FUNCTION_NOT_SUPPORTED,
-                }
+                };
+                drop(open);
+                end.into_iter().for_each(wait_until);
+                rv
             }
         )*
 
