@@ -262,6 +262,21 @@ struct HsmTable {
     isolation: IsolationName,
     #[serde(default)]
     worker_network: bool,
+    #[serde(default)]
+    session_copies: CopiesName,
+    #[serde(default = "default_session_objects")]
+    session_objects: usize,
+    #[serde(default = "default_session_copy_seconds")]
+    session_copy_seconds: u64,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum CopiesName {
+    #[default]
+    Auto,
+    On,
+    Off,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -385,6 +400,10 @@ impl File {
         within("listen.connections", listen.connections, 1, 1_000_000)?;
         within("hsm.workers", hsm.workers, 1, 256)?;
         within("hsm.queue", hsm.queue, 1, 1_000_000)?;
+        within("hsm.session_objects", hsm.session_objects, 1, 1_000_000)?;
+        if !(1..=3600).contains(&hsm.session_copy_seconds) {
+            return Err(invalid("hsm.session_copy_seconds", "must be 1 to 3600"));
+        }
         within("store.queue", store.queue, 1, 1_000_000)?;
         within("audit.queue", audit.queue, 1, 1_000_000)?;
         if !(1..=4096).contains(&audit.segment_mib) {
@@ -427,6 +446,15 @@ impl File {
                 stuck_after: Duration::from_secs(hsm.stuck_seconds),
                 sync_directory: hsm.sync_directory.map(path),
                 software_unwrap: import.software_unwrap,
+                session_objects: hsm::SessionObjects {
+                    copies: match hsm.session_copies {
+                        CopiesName::Auto => hsm::SessionCopies::Auto,
+                        CopiesName::On => hsm::SessionCopies::On,
+                        CopiesName::Off => hsm::SessionCopies::Off,
+                    },
+                    most: hsm.session_objects,
+                    renew_after: Duration::from_secs(hsm.session_copy_seconds),
+                },
                 isolation: match hsm.isolation {
                     IsolationName::Thread => hsm::Isolation::Threads,
                     IsolationName::Process => hsm::Isolation::Processes(hsm::Processes {
@@ -793,6 +821,14 @@ fn worker_command(log: &Log, memory: MemoryLock) -> hsm::WorkerCommand {
     }
     let arguments = arguments.into_iter().map(str::to_owned).collect();
     hsm::WorkerCommand { program: "/proc/self/exe".into(), arguments }
+}
+
+const fn default_session_objects() -> usize {
+    1_000
+}
+
+const fn default_session_copy_seconds() -> u64 {
+    60
 }
 
 const fn default_hsm_queue() -> usize {

@@ -22,6 +22,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::activity::Activity;
 use super::job::{Import, Job, Reply, Work};
 use super::login::{self, Stamp};
+use super::notice::Notice;
 use super::object::Kind;
 use super::shelf::Shelf;
 use super::wire::{self, Answer, Ask, Begin, Begun, Said, Shown, Trouble};
@@ -59,6 +60,9 @@ pub(super) struct Courier {
     pub(super) shelf: Arc<Shelf>,
     pub(super) watch: Arc<Watch>,
     pub(super) gate: Arc<Gate>,
+    pub(super) notice: Arc<Notice>,
+    /// How often an idle process is told to look after its session keys.
+    pub(super) tidy_every: Duration,
 }
 
 /// What a courier is at, for the keeper to see.
@@ -189,10 +193,18 @@ impl Courier {
 
     /// Until the process is gone or the end is ordered.
     fn serve(&self, mut process: Process) -> End {
+        // What was retired until now it has never had.
+        let _ = self.notice.take();
         loop {
+            let tidy = || {
+                let deadline = Instant::now() + TIDY_PATIENCE;
+                Some(Job { work: Work::Tidy(self.notice.take()), deadline })
+            };
             let job = select_biased! {
                 recv(self.stopped) -> _closed => None,
+                recv(self.notice.given()) -> _given => tidy(),
                 recv(self.jobs) -> job => job.ok(),
+                default(self.tidy_every) => tidy(),
             };
             let Some(job) = job else {
                 self.wait_for(process, Ending::Soon);
@@ -264,6 +276,7 @@ impl Courier {
             // Err: the keeper waits no longer.
             (Waiting::Works(reply), Said::Works(works)) => drop(reply.try_send(works)),
             (Waiting::Unwraps, Said::Unwraps(ways)) => self.shelf.unwraps(ways),
+            (Waiting::Tidied, Said::Tidied) => {}
             (waiting, _other) => {
                 waiting.refuse();
                 return Err(io::Error::other("it answered another question"));
@@ -326,6 +339,7 @@ enum Waiting {
     Took(Reply<Duration>),
     Works(Sender<bool>),
     Unwraps,
+    Tidied,
 }
 
 impl Waiting {
@@ -339,7 +353,7 @@ impl Waiting {
             Self::Destroyed(reply, _) => reply.send(Err(ERROR)),
             Self::Took(reply) => reply.send(Err(ERROR)),
             Self::Works(reply) => drop(reply),
-            Self::Unwraps => {}
+            Self::Unwraps | Self::Tidied => {}
         }
     }
 }
@@ -376,6 +390,7 @@ fn split(work: Work, shelf: &Shelf) -> (Ask, Waiting) {
         Work::RoundTrip(reply) => (Ask::RoundTrip, Waiting::Took(reply)),
         Work::Probe(reply) => (Ask::Probe, Waiting::Works(reply)),
         Work::TryUnwrapping => (Ask::TryUnwrapping, Waiting::Unwraps),
+        Work::Tidy(retired) => (Ask::Tidy(retired), Waiting::Tidied),
     }
 }
 
@@ -384,6 +399,8 @@ const BEGIN_PATIENCE: Duration = Duration::from_secs(20);
 /// How long one may take to end, and how often that is looked at.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 const END_PAUSE: Duration = Duration::from_millis(1);
+/// How long a process may take to look after its session keys.
+const TIDY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait before another one is begun, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
+use minicbor::{Decode, Encode};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{Crypt, Crypted, HsmError, Sealed};
+use super::{Crypt, Crypted, HsmError, Sealed, wire};
 use crate::domain::{ObjectId, SealedMaterial};
 
 /// One entry of the queue.
@@ -41,6 +42,27 @@ pub(super) enum Work {
     Probe(Sender<bool>),
     /// Find out what key material the token unwraps, and note it.
     TryUnwrapping,
+    /// Retire these session keys, and do what is done after every job: destroy those
+    /// that were retired.
+    Tidy(Retired),
+}
+
+/// Session keys that are not to be used any more.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub(super) enum Retired {
+    /// Of these root keys.
+    #[n(0)]
+    These(#[cbor(n(0), with = "wire::ids")] Vec<ObjectId>),
+    /// Of any.
+    #[n(1)]
+    All,
+}
+
+impl Retired {
+    /// Of none: those that were retired are destroyed.
+    pub(super) const fn none() -> Self {
+        Self::These(Vec::new())
+    }
 }
 
 /// Key material, and what to make of it.
@@ -68,7 +90,8 @@ impl Work {
             | Self::SignerKey(..)
             | Self::Sign(..)
             | Self::RoundTrip(_)
-            | Self::Probe(_) => false,
+            | Self::Probe(_)
+            | Self::Tidy(_) => false,
         }
     }
 
@@ -84,7 +107,8 @@ impl Work {
             | Self::SignerKey(..)
             | Self::Sign(..)
             | Self::RoundTrip(_)
-            | Self::Probe(_) => Duration::ZERO,
+            | Self::Probe(_)
+            | Self::Tidy(_) => Duration::ZERO,
         }
     }
 
@@ -101,8 +125,8 @@ impl Work {
             | Self::Sign(_, _, Reply(reply)) => Arc::clone(reply) as _,
             Self::Destroy(_, Reply(reply)) => Arc::clone(reply) as _,
             Self::RoundTrip(Reply(reply)) => Arc::clone(reply) as _,
-            // The supervisor does not wait for these.
-            Self::Probe(_) | Self::TryUnwrapping => return None,
+            // Nobody waits for these.
+            Self::Probe(_) | Self::TryUnwrapping | Self::Tidy(_) => return None,
         })
     }
 }
@@ -157,8 +181,8 @@ impl Job {
             Work::RoundTrip(reply) => reply.send(Err(error)),
             // The supervisor takes no answer for what it is.
             Work::Probe(reply) => drop(reply),
-            // The supervisor asks again.
-            Work::TryUnwrapping => {}
+            // The supervisor asks again; and it is done after every job.
+            Work::TryUnwrapping | Work::Tidy(_) => {}
         }
     }
 }

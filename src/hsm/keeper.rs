@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::courier::{Courier, Event, Gate, Role, Watch};
 use super::job::{Job, Work};
+use super::notice::Notice;
 use super::object::Kind;
 use super::shelf::Shelf;
 use super::supervisor::Control;
@@ -113,7 +114,12 @@ impl Keeper {
             Role::Reader => (&self.queues.jobs.1, None),
             Role::Writer => (&self.queues.writes.1, Some(self.processes.writer_lock.as_path())),
         };
-        let watch = Arc::new(Watch::default());
+        let (watch, notice) = (Arc::new(Watch::default()), Arc::new(Notice::new()));
+        match role {
+            Role::Reader => self.shelf.notify(Arc::clone(&notice)),
+            // It has no copies.
+            Role::Writer => {}
+        }
         let courier = Courier {
             role,
             command: self.processes.command.clone(),
@@ -124,6 +130,8 @@ impl Keeper {
             shelf: Arc::clone(&self.shelf),
             watch: Arc::clone(&watch),
             gate: Arc::clone(&staff.gate),
+            notice,
+            tidy_every: self.settings.session_objects.renew_after,
         };
         let name = format!("hsm-{}", staff.hands.len());
         match std::thread::Builder::new().name(name).spawn(move || courier.run()) {
@@ -143,7 +151,8 @@ impl Keeper {
                     }
                 }
             }
-            Event::Up(Role::Reader, _shown) => {
+            Event::Up(Role::Reader, shown) => {
+                self.shelf.note_copying(shown.copying);
                 staff.readers += 1;
                 if staff.readers == 1 {
                     staff.generation += 1;

@@ -9,6 +9,7 @@
 mod activity;
 mod circuit;
 mod confine;
+mod copying;
 mod courier;
 mod ffi;
 mod import;
@@ -17,12 +18,14 @@ mod keeper;
 mod ladder;
 mod login;
 mod mechanism;
+mod notice;
 mod oaep;
 mod object;
 mod pair;
 mod recovery;
 mod root_key;
 mod rv;
+mod session_keys;
 mod shelf;
 mod signer;
 mod supervisor;
@@ -50,13 +53,14 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::watch;
 
+pub use session_keys::{SessionCopies, SessionObjects};
 pub use token::{TokenInfo, make_token};
 pub use torn::torn_files;
 pub use worker_process::serve_worker;
 
 use crate::domain::{ImportAlgorithm, ObjectId, SealedMaterial};
 use crate::secret::Secret;
-use job::{Import, Job, Reply, Work};
+use job::{Import, Job, Reply, Retired, Work};
 use object::Kind;
 use shelf::Shelf;
 use supervisor::Control;
@@ -126,6 +130,8 @@ pub struct Settings {
     /// unwrap it: raw RSA in the token and the rest here, so that the key is in
     /// our memory for a moment.
     pub software_unwrap: bool,
+    /// How session objects stand in for root keys.
+    pub session_objects: SessionObjects,
     /// Where the module runs.
     pub isolation: Isolation,
 }
@@ -355,6 +361,18 @@ impl Hsm {
         self.0.view.withhold(object);
     }
 
+    /// Has the session objects that stand in for these root keys destroyed, as soon as
+    /// nobody uses them: these keys are not to be used any more. That is no permission's
+    /// end: a job that waits may still use the root key itself. Does not wait; where the
+    /// queue is full they go after the next job.
+    pub fn retire(&self, objects: &[ObjectId]) {
+        if self.0.view.retire(objects) {
+            let (work, deadline) = (Work::Tidy(Retired::none()), Instant::now() + RETIRING);
+            // Err: full, so that a worker will look after them anyway, or gone.
+            drop(self.0.jobs.try_send(Job { work, deadline }));
+        }
+    }
+
     /// Does all of `items` as one job; each succeeds or fails alone, and the
     /// answer is as long as `items`.
     ///
@@ -384,6 +402,7 @@ impl Hsm {
     /// # Errors
     /// [`HsmError`]; the object may then still be there.
     pub async fn destroy(&self, object: ObjectId, deadline: Instant) -> Result<(), HsmError> {
+        self.retire(&[object]);
         self.run(deadline, |reply| Work::Destroy(object, reply)).await
     }
 
@@ -533,5 +552,8 @@ impl Hsm {
     }
 }
 
+/// How long it may take until a worker is free to destroy what was retired; if it takes
+/// longer it is done after some other job.
+const RETIRING: Duration = Duration::from_secs(10);
 /// Orders to the supervisor that may wait: more than there can be workers.
 const CONTROLS: usize = 256;

@@ -252,6 +252,37 @@ pub(super) fn template(object: ObjectId, origin: Origin) -> Vec<Attribute> {
     template
 }
 
+/// Makes a session key that is a copy of the root key at `source`.
+pub(super) fn copy(
+    session: &Session,
+    source: ObjectHandle,
+    object: ObjectId,
+) -> Result<ObjectHandle> {
+    session.copy_object(source, &[NOT_TOKEN, session_label(object)])
+}
+
+/// What a session key is asked to be: as a root key, but for where it is, and its label.
+pub(super) fn session_template(object: ObjectId) -> Vec<Attribute> {
+    let mut template = template(object, Origin::Imported);
+    template.retain(|it| !matches!(it, Attribute::Token(_) | Attribute::Label(_)));
+    template.extend([NOT_TOKEN, session_label(object)]);
+    template
+}
+
+/// Whether the handle leads to a session key of that root key.
+pub(super) fn is_session_key(
+    session: &Session,
+    handle: ObjectHandle,
+    object: ObjectId,
+) -> Result<bool> {
+    is_as_asked(session, handle, &[NOT_TOKEN, session_label(object), id(object)])
+}
+
+/// Not a root key's, so that nobody takes the one for the other.
+fn session_label(object: ObjectId) -> Attribute {
+    Attribute::Label(format!("rootkeyd session {object}").into_bytes())
+}
+
 /// The CKA_ID.
 pub(super) fn id(object: ObjectId) -> Attribute {
     Attribute::Id(object.as_bytes().to_vec())
@@ -259,6 +290,8 @@ pub(super) fn id(object: ObjectId) -> Attribute {
 
 /// An object of the token, and not of the session.
 pub(super) const TOKEN: Attribute = Attribute::Token(true);
+/// An object of the session that goes with it.
+const NOT_TOKEN: Attribute = Attribute::Token(false);
 /// How often to try the whole template, and how long to wait in between.
 pub(super) const TRIES: usize = 10;
 const TRY_PAUSE: Duration = Duration::from_millis(10);

@@ -5,6 +5,7 @@ use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 
 use super::HsmError;
+use super::copying::is_loss;
 use super::ffi::Functions;
 use super::ladder::{Ladder, Step};
 use super::login::LoggedIn;
@@ -42,6 +43,9 @@ impl Worker {
                 }
                 Err(rv) => rv,
             };
+            if is_loss(rv) {
+                self.token.session_keys.lose();
+            }
             self.reopen()?;
             if let Some(failure) = self.of_import(kind, rv, unverified) {
                 return Err(failure);

@@ -2,11 +2,13 @@
 //! a session of its own.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
 use super::TokenInfo;
+use super::notice::Notice;
 use super::object::Kind;
 use super::wire::Shown;
 use crate::domain::{ImportAlgorithm, ObjectId};
@@ -21,6 +23,10 @@ struct Inner {
     is_up: bool,
     /// As a writer listed it, with what was made and destroyed since.
     token: Option<Token>,
+    /// Whether readers copy root keys, in words of the last that came up.
+    copying: String,
+    /// Those of whom each reader is to hear.
+    notices: Vec<Arc<Notice>>,
     /// What was made and destroyed of late: it may be heard of before the list.
     recent: VecDeque<(Instant, Kind, ObjectId, bool)>,
 }
@@ -45,7 +51,8 @@ impl Shelf {
     /// A writer has the token, and this is what it shows.
     pub(super) fn list(&self, shown: Shown) {
         let Shown { root_keys, import_pairs, signers, doubled, unlike, .. } = shown;
-        let Shown { library, slot, serial, mechanisms, .. } = shown;
+        // The writer copies none.
+        let Shown { library, slot, serial, mechanisms, copying: _, .. } = shown;
         let of = |kind, ids: Vec<ObjectId>| ids.into_iter().map(move |id| (kind, id));
         let objects = of(Kind::RootKey, root_keys)
             .chain(of(Kind::ImportPair, import_pairs))
@@ -113,8 +120,26 @@ impl Shelf {
         self.0.read().token().map(|token| token.unlike.clone())
     }
 
+    /// Readers are to hear by that of what is retired.
+    pub(super) fn notify(&self, notice: Arc<Notice>) {
+        self.0.write().notices.push(notice);
+    }
+
+    /// Has every reader destroy its session keys of these root keys.
+    pub(super) fn retire(&self, objects: &[ObjectId]) {
+        for notice in &self.0.read().notices {
+            notice.give(objects);
+        }
+    }
+
+    /// A reader has found out whether it copies root keys.
+    pub(super) fn note_copying(&self, copying: String) {
+        self.0.write().copying = copying;
+    }
+
     /// Has a root key not be used until a writer lists the token anew.
     pub(super) fn withhold(&self, object: ObjectId) {
+        self.retire(&[object]);
         if let Some(token) = &mut self.0.write().token {
             token.withheld.push(object);
         }
@@ -127,7 +152,8 @@ impl Shelf {
 
     /// What module and token say of themselves.
     pub(super) fn info(&self) -> Option<TokenInfo> {
-        self.0.read().token().map(|token| token.info.clone())
+        let inner = self.0.read();
+        Some(inner.token()?.info.clone().and_copying(&inner.copying))
     }
 
     /// The objects of that kind.

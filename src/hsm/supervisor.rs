@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::activity::Activity;
 use super::circuit::Pulse;
+use super::copying::decide;
 use super::job::{Job, Work};
 use super::login::Login;
 use super::object::Kind;
@@ -150,6 +151,7 @@ impl Supervisor {
         session: Session,
     ) -> Result<Up, Problem> {
         try_canary(&token, &session)?;
+        decide(&token, self.settings.session_objects.copies);
         let token = Arc::new(token);
         let (stop, stopped) = crossbeam_channel::bounded(0);
         let workers = Vec::new();
@@ -259,7 +261,7 @@ impl Supervisor {
                 LAST_JOIN_PATIENCE
             }
         };
-        let Up { module, session, workers, stop, .. } = up;
+        let Up { module, session, token, workers, stop, .. } = up;
         drop(stop);
         self.refuse_all();
         let until = Instant::now() + patience;
@@ -277,6 +279,8 @@ impl Supervisor {
                 self.hung.push(thread);
             }
         }
+        // Others may hold the token yet; its session must not outlive the module.
+        token.session_keys.close(JOIN_PAUSE);
         drop(session);
         self.finalize(module);
     }

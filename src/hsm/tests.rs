@@ -75,6 +75,11 @@ fn settings(directory: &Path) -> Settings {
         stuck_after: Duration::from_secs(60),
         sync_directory: Some(directory.join("tokens")),
         software_unwrap: false,
+        session_objects: SessionObjects {
+            copies: SessionCopies::On,
+            most: 8,
+            renew_after: Duration::from_secs(60),
+        },
         isolation: Isolation::Threads,
     }
 }

@@ -22,10 +22,12 @@ use cryptoki::slot::Slot;
 use parking_lot::RwLock;
 use thiserror::Error;
 
+use super::copying::Copying;
 use super::ffi::Functions;
 use super::login::{LoggedIn, Login, auth_pin, is_logged_in};
 use super::object::Kind;
 use super::pair::Decrypts;
+use super::session_keys::SessionKeys;
 use super::supervisor::CANARY;
 use super::unwrapping::Ways;
 use super::{Settings, mechanism, object};
@@ -78,6 +80,19 @@ pub struct TokenInfo {
     pub mechanisms: Vec<(String, Option<String>)>,
 }
 
+impl TokenInfo {
+    /// With what is said of copies beside the mechanism that uses them.
+    pub(super) fn and_copying(mut self, copying: &str) -> Self {
+        let seal = mechanism::SEAL.to_string();
+        let used_for = self.mechanisms.iter_mut().filter(|(name, _)| *name == seal);
+        for used_for in used_for.filter_map(|(_, used_for)| used_for.as_mut()) {
+            used_for.push_str("; session copies of root keys: ");
+            used_for.push_str(copying);
+        }
+        self
+    }
+}
+
 /// A token that is logged in to, with the handles of its objects. Lives until
 /// the module is finalized.
 pub(super) struct Token {
@@ -87,6 +102,9 @@ pub(super) struct Token {
     pub(super) ways: OnceLock<Ways>,
     /// What import pairs may do at most.
     pub(super) decrypts: Decrypts,
+    pub(super) session_keys: SessionKeys,
+    /// Whether root keys are copied; empty until that has been tried.
+    pub(super) copying: OnceLock<Copying>,
     module: Pkcs11,
     slot: Slot,
     login: Arc<Login>,
@@ -152,6 +170,8 @@ impl Token {
             functions,
             ways: OnceLock::new(),
             decrypts: if settings.software_unwrap { Decrypts::Raw } else { Decrypts::No },
+            session_keys: SessionKeys::new(settings.session_objects),
+            copying: OnceLock::new(),
             module: module.clone(),
             slot,
             login: Arc::clone(login),
@@ -182,6 +202,7 @@ impl Token {
         }
         let logged_in = self.login.log_in_again(session)?;
         if logged_in == LoggedIn::Anew {
+            self.session_keys.lose();
             self.logins.fetch_add(1, Ordering::SeqCst);
         }
         Ok(logged_in)
@@ -196,6 +217,21 @@ impl Token {
     pub(super) fn handle(&self, kind: Kind, object: ObjectId) -> Option<ObjectHandle> {
         let known = self.handles(kind).read().get(&object).copied();
         known.filter(|known| known.login == self.login()).map(|known| known.handle)
+    }
+
+    /// What is to be said of module and token now.
+    pub(super) fn info(&self) -> TokenInfo {
+        self.info.clone().and_copying(&self.said_of_copying())
+    }
+
+    /// Whether root keys are used by copies, in words.
+    pub(super) fn said_of_copying(&self) -> String {
+        self.copying.get().map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// Whether root keys are used by copies.
+    pub(super) fn copies_root_keys(&self) -> bool {
+        matches!(self.copying.get(), Some(Copying::On { .. }))
     }
 
     /// The objects of that kind that the token shows, without the canary.
@@ -233,6 +269,7 @@ impl Token {
     pub(super) fn withhold(&self, object: ObjectId) {
         self.withheld.write().insert(object);
         self.handles(Kind::RootKey).write().remove(&object);
+        self.session_keys.retire(&[object]);
     }
 
     /// Notes that an object is being destroyed.
@@ -240,12 +277,16 @@ impl Token {
         for kind in Kind::ALL {
             self.handles(kind).write().remove(&object);
         }
+        self.session_keys.retire(&[object]);
     }
 
     /// Notes that a token in good order does not show an object: so that each call
     /// that needs it does not search all objects.
     pub(super) fn note_absent(&self, kind: Kind, object: ObjectId) {
         self.handles(kind).write().remove(&object);
+        if kind == Kind::RootKey {
+            self.session_keys.retire(&[object]);
+        }
         let mut absent = self.absent.write();
         absent.retain(|_, since| since.elapsed() < ABSENT);
         absent.insert((kind, object), Instant::now());

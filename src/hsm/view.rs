@@ -31,7 +31,7 @@ impl View {
 
     pub(super) fn info(&self) -> Option<TokenInfo> {
         match self {
-            Self::Threads(token) => token.load().as_ref().map(|token| token.info.clone()),
+            Self::Threads(token) => token.load().as_ref().map(|token| token.info()),
             Self::Processes(shelf) => shelf.info(),
         }
     }
@@ -68,6 +68,22 @@ impl View {
                 }
             }
             Self::Processes(shelf) => shelf.withhold(object),
+        }
+    }
+
+    /// Retires session keys; true if worker threads are to be told.
+    pub(super) fn retire(&self, objects: &[ObjectId]) -> bool {
+        match self {
+            Self::Threads(token) => {
+                let token = token.load();
+                let Some(token) = &*token else { return false };
+                token.session_keys.retire(objects);
+                token.copies_root_keys()
+            }
+            Self::Processes(shelf) => {
+                shelf.retire(objects);
+                false
+            }
         }
     }
 

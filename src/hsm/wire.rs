@@ -10,7 +10,8 @@ use std::io::{self, Read, Write};
 
 use minicbor::{Decode, Encode};
 
-use super::{Crypt, Crypted, HsmError, Sealed};
+use super::job::Retired;
+use super::{Crypt, Crypted, HsmError, Sealed, SessionCopies};
 use crate::domain::ObjectId;
 use crate::secret::Secret;
 
@@ -33,6 +34,13 @@ pub(super) struct Begin {
     /// Whether the module may speak to the network.
     #[n(6)]
     pub(super) network: bool,
+    /// The writer uses no root key so often that it would make copies.
+    #[n(7)]
+    pub(super) session_copies: SessionCopies,
+    #[n(8)]
+    pub(super) session_objects: usize,
+    #[n(9)]
+    pub(super) session_copy_millis: u64,
 }
 
 /// The answer to it: what the token shows, or why it cannot be used.
@@ -73,6 +81,9 @@ pub(super) struct Shown {
     /// Root keys that are not as they were asked for.
     #[cbor(n(8), with = "ids")]
     pub(super) unlike: Vec<ObjectId>,
+    /// Whether root keys are used by copies, in words.
+    #[n(9)]
+    pub(super) copying: String,
 }
 
 /// A job.
@@ -117,6 +128,8 @@ pub(super) enum Ask {
     Probe,
     #[n(10)]
     TryUnwrapping,
+    #[n(11)]
+    Tidy(#[n(0)] Retired),
 }
 
 /// The answer to a job, and whether the token was lost over it.
@@ -150,6 +163,8 @@ pub(super) enum Said {
     /// Names of the algorithms by which key material can be imported, if that is known.
     #[n(6)]
     Unwraps(#[n(0)] Option<Vec<String>>),
+    #[n(7)]
+    Tidied,
 }
 
 /// Writes one frame: its length in 4 bytes, big-endian, and the CBOR.
@@ -232,13 +247,13 @@ pub(super) mod id {
 }
 
 /// CKA_IDs, one after the other.
-mod ids {
+pub(super) mod ids {
     use minicbor::encode::Write;
     use minicbor::{Decoder, Encoder};
 
     use crate::domain::ObjectId;
 
-    pub(super) fn encode<C, W: Write>(
+    pub(in crate::hsm) fn encode<C, W: Write>(
         ids: &[ObjectId],
         encoder: &mut Encoder<W>,
         _: &mut C,
@@ -247,7 +262,7 @@ mod ids {
         encoder.bytes(&bytes).map(drop)
     }
 
-    pub(super) fn decode<C>(
+    pub(in crate::hsm) fn decode<C>(
         decoder: &mut Decoder<'_>,
         _: &mut C,
     ) -> Result<Vec<ObjectId>, minicbor::decode::Error> {

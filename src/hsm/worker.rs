@@ -16,7 +16,7 @@ use cryptoki::session::Session;
 
 use super::activity::Activity;
 use super::ffi::Functions;
-use super::job::{Job, Reply, Work};
+use super::job::{Job, Reply, Retired, Work};
 use super::mechanism::{IV_BYTES, MAKE_ROOT_KEY};
 use super::object::{CHECK_AAD, CHECK_TEXT, Kind};
 use super::supervisor::CANARY;
@@ -86,7 +86,13 @@ impl Worker {
         }
     }
 
+    /// Does a job, and after that what nobody waits for.
     pub(super) fn work(&mut self, work: Work) -> Result<(), Lost> {
+        self.answer(work)?;
+        self.tidy()
+    }
+
+    fn answer(&mut self, work: Work) -> Result<(), Lost> {
         match work {
             Work::Crypt(items, reply) => {
                 let (results, lost) = self.crypt_all(items);
@@ -116,6 +122,13 @@ impl Worker {
                 }
             }
             Work::TryUnwrapping => self.try_unwrapping(),
+            Work::Tidy(retired) => {
+                match retired {
+                    Retired::These(objects) => self.token.session_keys.retire(&objects),
+                    Retired::All => self.token.session_keys.retire_all(),
+                }
+                Ok(())
+            }
         }
     }
 
@@ -179,10 +192,14 @@ impl Worker {
         if getrandom::fill(&mut iv).is_err() {
             return Err(Failure::Answer(HsmError::Unavailable));
         }
-        let bytes =
-            self.with(Kind::RootKey, object, HsmError::Unavailable, |functions, session, key| {
-                functions.seal(session, key, &iv, aad, dek)
-            })?;
+        let seal = |functions: &Functions, session: &Session, key| {
+            functions.seal(session, key, &iv, aad, dek)
+        };
+        let bytes = if is_check(aad) {
+            self.with(Kind::RootKey, object, HsmError::Unavailable, seal)?
+        } else {
+            self.with_session_key(object, HsmError::Unavailable, seal)?
+        };
         Ok(Sealed { iv, bytes })
     }
 
@@ -192,9 +209,14 @@ impl Worker {
         aad: &[u8],
         sealed: &Sealed,
     ) -> Result<Secret, Failure> {
-        self.with(Kind::RootKey, object, HsmError::Unverified, |functions, session, key| {
+        let open = |functions: &Functions, session: &Session, key| {
             functions.open(session, key, &sealed.iv, aad, &sealed.bytes)
-        })
+        };
+        if is_check(aad) {
+            self.with(Kind::RootKey, object, HsmError::Unverified, open)
+        } else {
+            self.with_session_key(object, HsmError::Unverified, open)
+        }
     }
 
     fn round_trip(&mut self) -> Result<(), Failure> {
@@ -213,6 +235,11 @@ impl Worker {
         }
         self.session.destroy_object(key).map_err(|error| self.failed(&error))
     }
+}
+
+/// Whether it is about a check value, and so about the token object itself.
+fn is_check(aad: &[u8]) -> bool {
+    aad == CHECK_AAD
 }
 
 /// Seals and opens with `key`: whether token, session and key work.

@@ -18,6 +18,7 @@ use cryptoki::session::Session;
 
 use super::activity::Activity;
 use super::confine::confine;
+use super::copying::decide;
 use super::job::{Import, Reply, Work};
 use super::login::Login;
 use super::object::Kind;
@@ -25,7 +26,7 @@ use super::supervisor::try_canary;
 use super::token::{self, Problem, Token};
 use super::wire::{self, Answer, Ask, Begin, Begun, Said, Shown, Trouble};
 use super::worker::Worker;
-use super::{HsmError, Settings};
+use super::{HsmError, SessionCopies, SessionObjects, Settings};
 use crate::domain::SealedMaterial;
 
 /// Serves the daemon at the other end of `stream`. Called by `rootkeyd hsm-worker`.
@@ -74,6 +75,7 @@ fn open(begin: &Begin) -> Result<Opened, Trouble> {
         let login = Arc::new(Login::once(settings.pin_file.clone()));
         let (token, session) = Token::open(&module, &settings, &login)?;
         try_canary(&token, &session)?;
+        decide(&token, settings.session_objects.copies);
         let token = Arc::new(token);
         let shown = shown(&token);
         let activity = Arc::new(Activity::default());
@@ -100,6 +102,7 @@ fn shown(token: &Token) -> Shown {
         signers: token.shown(Kind::Signer),
         doubled: token.doubled().iter().copied().collect(),
         unlike: token.unlike().iter().copied().collect(),
+        copying: token.said_of_copying(),
     }
 }
 
@@ -163,10 +166,15 @@ fn answer(worker: &mut Worker, ask: Ask) -> Answer {
         }
         Ask::Probe => {
             let proven = worker.prove_canary();
-            if let Err(rv) = proven {
-                lost = Some(format!("the probe failed: {rv}"));
+            match proven {
+                Ok(()) => lost = worker.tidy().err().map(|lost| lost.to_string()),
+                Err(rv) => lost = Some(format!("the probe failed: {rv}")),
             }
             Said::Works(proven.is_ok())
+        }
+        Ask::Tidy(retired) => {
+            run(Work::Tidy(retired));
+            Said::Tidied
         }
         Ask::TryUnwrapping => {
             run(Work::TryUnwrapping);
@@ -215,6 +223,12 @@ impl Begin {
             pin_file: text(&settings.pin_file),
             sync_directory: settings.sync_directory.as_deref().map(text),
             software_unwrap: settings.software_unwrap,
+            session_copies: match writer_lock {
+                Some(_) => SessionCopies::Off,
+                None => settings.session_objects.copies,
+            },
+            session_objects: settings.session_objects.most,
+            session_copy_millis: millis(settings.session_objects.renew_after),
             writer_lock: writer_lock.map(text),
             network,
         }
@@ -231,9 +245,18 @@ impl Begin {
             stuck_after: Duration::MAX,
             sync_directory: self.sync_directory.as_ref().map(PathBuf::from),
             software_unwrap: self.software_unwrap,
+            session_objects: SessionObjects {
+                copies: self.session_copies,
+                most: self.session_objects,
+                renew_after: Duration::from_millis(self.session_copy_millis),
+            },
             isolation: super::Isolation::Threads,
         }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Most changes of an object are done by then, so that nobody need hear of them.

@@ -219,7 +219,11 @@ impl Service {
         // It may have moved to another ring.
         self.enter(caller, method, Ok(Asked::Known(&slot.key())))?;
         let now = self.now();
-        self.permit(&slot.key(), action, now)?;
+        if let Err(late) = self.permit(&slot.key(), action, now) {
+            // This use may have come after those that the change retired.
+            self.retire_unless_used(&slot.key());
+            return Err(late);
+        }
         if action == KeyAction::Unwrap && slot.note_unwrap(now.time) {
             self.unwrapped.lock().push(slot);
         }

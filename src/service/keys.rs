@@ -274,6 +274,7 @@ impl Service {
         match effect {
             Effect::Tighten => {
                 self.registry.publish(slot, Arc::clone(new));
+                self.retire_unless_used(new);
                 failpoint!("key.tightened");
             }
             Effect::Loosen => self.must_be_recordable().map_err(|error| error.about(old.name()))?,
@@ -294,6 +295,17 @@ impl Service {
                 self.registry.publish(slot, old);
                 Err(Error::from(error).about(new.name()))
             }
+        }
+    }
+
+    /// Of a key that neither wraps nor unwraps no copies stay in the HSM's sessions. That
+    /// decides nothing: its state does, which is looked at before and after each use.
+    pub(super) fn retire_unless_used(&self, key: &Key) {
+        let (now, profile) = (self.now(), self.settings.profile);
+        let is_used = |action| key.permit(action, now, profile).is_ok();
+        if !is_used(KeyAction::Unwrap) && !is_used(KeyAction::Wrap) {
+            let objects: Vec<_> = key.versions.iter().map(|version| version.object).collect();
+            self.hsm.retire(&objects);
         }
     }
 
