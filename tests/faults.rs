@@ -561,6 +561,20 @@ async fn a_module_that_crashes_in_a_worker_process_costs_its_calls_alone() {
     assert!(book.refused.load(Ordering::Relaxed) > 0, "no call met a crash");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_module_that_crashes_as_a_worker_process_begins_is_begun_again() {
+    let (daemon, control) = start("workers = 1\nisolation = \"process\"");
+    let mut client = daemon.client("admin").await;
+    let wrapped = Wrapped::new(&mut client, "volumes").await;
+    // The first by a call, the others by the canary.
+    control.command(DECRYPT, (CRASH, 0), 3);
+    daemon
+        .until("it does not come back", async || {
+            wrapped.unwraps(&mut client).await && control.met() == 3
+        })
+        .await;
+}
+
 /// Whole or not at all: a PIN that is half written would be a wrong one.
 fn write_pin(dir: &Path, pin: &[u8]) {
     fs::write(dir.join("pin.new"), pin).unwrap();

@@ -151,6 +151,8 @@ impl Courier {
         let mut command = Command::new(&self.command.program);
         command.args(&self.command.arguments).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
         let child = command.spawn().map_err(failed)?;
+        // It holds the other end, so that the end of the process would not show.
+        drop(command);
         let mut process = Process { child, stream: ours };
         let begun = wire::write(&mut process.stream, &self.begin)
             .and_then(|()| self.wait_until_begun(&mut process));
