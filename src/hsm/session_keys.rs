@@ -143,7 +143,7 @@ impl SessionKeys {
 
     /// Whether it is time to make one: it was wanted before, and a moment ago none failed.
     pub(super) fn is_due(&self, object: ObjectId) -> bool {
-        if self.wanted.get(&object).is_none() {
+        if self.wanted.remove(&object).is_none() {
             self.wanted.insert(object, ());
             return false;
         }
@@ -178,6 +178,8 @@ impl SessionKeys {
             Some(known) => &owner.insert(known).session,
             None => &owner.insert(Owner { session: token.session()?, losses }).session,
         };
+        // Or a long job of many keys would have more of them than there may be.
+        self.bury(session)?;
         let handle = make(session)?;
         let remains = Arc::clone(&self.remains);
         let seen = AtomicU64::new(self.millis());
@@ -253,6 +255,10 @@ impl SessionKeys {
     /// If the module refused: then `session` may be of no use.
     pub(super) fn tidy(&self, session: &Session) -> Result<(), Error> {
         self.sweep();
+        self.bury(session)
+    }
+
+    fn bury(&self, session: &Session) -> Result<(), Error> {
         while let Some(remain) = self.remains.take() {
             if remain.losses != self.losses.load(Ordering::SeqCst) {
                 continue;
@@ -276,6 +282,11 @@ impl SessionKeys {
         let longest = 2 * self.settings.renew_after;
         self.keys.retain(|_, key| self.unseen(key) < longest);
         self.wanted.clear();
+        // One that was busy when all was lost, and that nobody has wanted since.
+        if let Some(mut owner) = self.owner.try_lock() {
+            let losses = self.losses.load(Ordering::SeqCst);
+            drop(owner.take_if(|owner| owner.losses != losses));
+        }
     }
 
     fn unseen(&self, key: &SessionKey) -> Duration {
