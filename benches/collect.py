@@ -25,6 +25,8 @@ RATIOS = {
         "processes/unwrap_in_batches_of_64",
         "end_to_end/unwrap_in_batches_of_64",
     ),
+    "session copy over token object, one DEK in a job": ("hsm/open_1_in_a_job", "hsm/open_1_by_token_object"),
+    "session copy over token object, 64 DEKs in a job": ("hsm/open_64_in_a_job", "hsm/open_64_by_token_object"),
     "batches over the HSM alone": ("end_to_end/unwrap_in_batches_of_64", "hsm/open_64_in_a_job"),
 }
 

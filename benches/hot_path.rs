@@ -21,7 +21,7 @@ use rootkeyd::api::pb::key_service_client::KeyServiceClient;
 use rootkeyd::dev;
 use rootkeyd::domain::{Aad, KeyId, ObjectId};
 use rootkeyd::envelope::{Wrapped, authenticated};
-use rootkeyd::hsm::{Crypt, Health, Hsm, Sealed};
+use rootkeyd::hsm::{Crypt, Health, Hsm, Sealed, SessionCopies};
 use rootkeyd::secret::Secret;
 use tokio::runtime::Runtime;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -68,20 +68,22 @@ fn envelope(criterion: &mut Criterion) {
 
 fn hsm_job(criterion: &mut Criterion, runtime: &Runtime, path: &Path) {
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = dev::prepare(path, listen).unwrap();
+    let mut config = dev::prepare(path, listen).unwrap();
+    config.hsm.session_objects.copies = SessionCopies::On;
     let hsm = Hsm::start(config.hsm).unwrap();
     let object = ObjectId::from(uuid::Uuid::new_v4());
     let deadline = || Instant::now() + Duration::from_secs(10);
     let aad = vec![5; 90];
-    let sealed = runtime.block_on(async {
+    let (check_value, sealed) = runtime.block_on(async {
         let mut health = hsm.watch();
         health.wait_for(|health| matches!(health, Health::Ready { .. })).await.unwrap();
-        hsm.generate(object, deadline()).await.unwrap();
+        let check_value = hsm.generate(object, deadline()).await.unwrap();
         let dek = Secret::new(vec![1; 32]);
         let seal = Crypt::Seal { object, aad: aad.clone(), dek };
         let done = hsm.crypt(vec![seal], deadline()).await.unwrap().pop().unwrap().unwrap();
-        done.sealed.unwrap().unwrap()
+        (check_value, done.sealed.unwrap().unwrap())
     });
+    let check_value = [&check_value.iv[..], &check_value.bytes].concat();
     let open = |sealed: &Sealed| Crypt::Open {
         object,
         aad: aad.clone(),
@@ -97,9 +99,46 @@ fn hsm_job(criterion: &mut Criterion, runtime: &Runtime, path: &Path) {
                 runtime.block_on(hsm.crypt(job, deadline())).unwrap()
             });
         });
+        // A check value is always opened by the token object itself.
+        group.bench_function(format!("open_{items}_by_token_object"), |b| {
+            b.iter(|| {
+                let job = (0..items).map(|_| Hsm::check(object, &check_value).unwrap()).collect();
+                runtime.block_on(hsm.crypt(job, deadline())).unwrap()
+            });
+        });
     }
     group.finish();
+    let by_copy = || open(&sealed);
+    let by_token_object = || Hsm::check(object, &check_value).unwrap();
+    for items in [1, 64] {
+        let run = |item: &dyn Fn() -> Crypt| {
+            let before = workers_cpu();
+            for _ in 0..4096 / items {
+                let job = (0..items).map(|_| item()).collect();
+                runtime.block_on(hsm.crypt(job, deadline())).unwrap();
+            }
+            (workers_cpu() - before).as_secs_f64() * 1e6 / 4096.0
+        };
+        let mut rounds: Vec<_> = (0..31).map(|_| [run(&by_copy), run(&by_token_object)]).collect();
+        rounds.sort_by(|one, other| (one[0] / one[1]).total_cmp(&(other[0] / other[1])));
+        let [copy, token] = rounds[rounds.len() / 2];
+        eprintln!(
+            "hsm/open_{items}: {copy:.1} µs CPU by a session copy, {token:.1} by the token object, \
+             {:.2} (the middle of 31 rounds)",
+            copy / token
+        );
+    }
     hsm.stop();
+}
+
+/// What the HSM's workers in this process have used.
+fn workers_cpu() -> Duration {
+    let read = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    let workers = tasks.filter(|task| read(task.join("comm")).starts_with("hsm-"));
+    let nanos = workers.map(|task| read(task.join("schedstat")));
+    let nanos = nanos.filter_map(|stat| stat.split(' ').next()?.parse::<u64>().ok());
+    Duration::from_nanos(nanos.sum())
 }
 
 /// The daemon of this profile, in a directory of its own.
