@@ -240,6 +240,7 @@ struct LimitsTable {
     tightening_per_second: u32,
     calls: Option<usize>,
     control_calls: Option<usize>,
+    waiting: usize,
 }
 
 #[derive(Deserialize)]
@@ -517,6 +518,7 @@ impl LimitsTable {
         let chosen = (self.calls.unwrap_or(calls), self.control_calls.unwrap_or(control));
         within("limits.calls", chosen.0, 1, calls)?;
         within("limits.control_calls", chosen.1, 1, control)?;
+        within("limits.waiting", self.waiting, 0, 100_000)?;
         Ok(Limits {
             connections: listen.connections,
             principal_connections: self.principal_connections,
@@ -533,6 +535,7 @@ impl LimitsTable {
             tightening_per_second: self.tightening_per_second,
             calls: chosen.0,
             control_calls: chosen.1,
+            waiting: self.waiting,
         })
     }
 }
@@ -768,6 +771,7 @@ impl Default for LimitsTable {
             tightening_per_second: 1_000,
             calls: None,
             control_calls: None,
+            waiting: 8192,
         }
     }
 }

@@ -209,7 +209,7 @@ async fn disable_gets_through_a_flood_and_ends_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_noisy_principal_is_shed_and_a_quiet_one_is_always_served() {
-    let daemon = limited("calls = 4\ndata_per_second = 0");
+    let daemon = limited("calls = 4\nwaiting = 8\ndata_per_second = 0");
     let (key, wrapped) = wrapped(&mut daemon.client("admin").await).await;
     let ended = Arc::new(AtomicBool::new(false));
     let shed = Arc::new(AtomicU64::new(0));

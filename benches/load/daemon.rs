@@ -27,6 +27,7 @@ mod layout;
 pub struct Daemon {
     /// Ends with it.
     _peer: Peer,
+    address: String,
     pub directory: PathBuf,
     pub target: Target,
     /// Name of the key version that wraps.
@@ -82,7 +83,7 @@ impl Daemon {
         (peer, address): (Peer, String),
         network: Option<Network>,
     ) -> Self {
-        let channels = channels(runtime, directory, &address);
+        let channels = channels(runtime, (directory, "admin"), &address, CONNECTIONS);
         let key = pb::Key { display_name: "bench".into(), ..Default::default() };
         let request = pb::CreateKeyRequest {
             parent: "instances/default".into(),
@@ -109,12 +110,18 @@ impl Daemon {
         let target = Target { pid: peer.pid(), channels, unwrap, wrap };
         Self {
             _peer: peer,
+            address,
             directory: directory.into(),
             target,
             version: wrapped.key_version,
             wrapped: wrapped.wrapped_dek.len(),
             network,
         }
+    }
+
+    /// So many connections with the certificate of `name`.
+    pub fn connect(&self, runtime: &Runtime, name: &str, count: usize) -> Vec<Channel> {
+        channels(runtime, (&self.directory, name), &self.address, count)
     }
 
     /// How long a call to the HSM takes from now on, in microseconds.
@@ -129,7 +136,7 @@ impl Daemon {
         let arguments = ["echo", tls.to_str().unwrap(), &dek, &wrapped, &self.version];
         let mut peer = Peer::start(Peer::role(&arguments).args(options));
         let address = peer.line("listening on ");
-        let channels = channels(runtime, &self.directory, &address);
+        let channels = channels(runtime, (&self.directory, "admin"), &address, CONNECTIONS);
         let target = Target { pid: peer.pid(), channels, ..self.target.clone() };
         (peer, target)
     }
@@ -193,7 +200,7 @@ fn begin(command: &mut Command) -> (Peer, String) {
 /// Has the daemon make its directory.
 fn make(directory: &Path) {
     fs::create_dir_all(directory).unwrap();
-    drop(begin(&mut dev(directory)));
+    begin(&mut dev(directory)).0.stop();
 }
 
 fn configure(directory: &Path, edit: impl FnOnce(String) -> String) {
@@ -221,15 +228,20 @@ fn shim() -> PathBuf {
     shim
 }
 
-fn channels(runtime: &Runtime, directory: &Path, address: &str) -> Vec<Channel> {
-    let read = |name: &str| fs::read(directory.join("tls").join(name)).unwrap();
+fn channels(
+    runtime: &Runtime,
+    (directory, name): (&Path, &str),
+    address: &str,
+    count: usize,
+) -> Vec<Channel> {
+    let read = |file: &str| fs::read(directory.join("tls").join(file)).unwrap();
+    let identity = Identity::from_pem(read(&format!("{name}.pem")), read(&format!("{name}.key")));
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(read("ca.pem")))
-        .identity(Identity::from_pem(read("admin.pem"), read("admin.key")));
+        .identity(identity);
     let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
     let endpoint = endpoint.tls_config(tls).unwrap();
-    let connect = || runtime.block_on(endpoint.connect()).unwrap();
-    (0..CONNECTIONS).map(|_| connect()).collect()
+    (0..count).map(|_| runtime.block_on(endpoint.connect()).unwrap()).collect()
 }
 
 /// Sessions of the simulated network HSM, of which each does one call at a time.

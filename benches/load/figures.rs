@@ -29,7 +29,7 @@ impl Latencies {
         self.0.add(&other.0).unwrap();
     }
 
-    fn micros(&self, quantile: f64) -> f64 {
+    pub fn micros(&self, quantile: f64) -> f64 {
         self.0.value_at_quantile(quantile) as f64 / 1e3
     }
 }

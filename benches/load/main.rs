@@ -18,6 +18,7 @@ mod echo;
 mod figures;
 mod peer;
 mod plot;
+mod storm;
 mod targets;
 mod token;
 
@@ -39,8 +40,8 @@ struct Arguments {
     /// 70 % of that rate.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Cases whose name contains this alone, such as `unwrap` or `network_3ms`. What a case
-    /// is set beside is measured with it.
+    /// Cases whose name contains this alone, such as `unwrap`, `network_3ms` or `boot_storm`.
+    /// What a case is set beside is measured with it.
     #[arg(long, default_value = "")]
     only: String,
     /// Where to write.
@@ -76,27 +77,34 @@ fn main() {
 fn measure(arguments: &Arguments) {
     let slice = Duration::from_secs_f64(arguments.seconds);
     let cases = chosen(&arguments.only);
-    assert!(!cases.is_empty(), "no case has {:?} in its name", arguments.only);
+    let storms = "boot_storm".contains(&arguments.only);
+    assert!(storms || !cases.is_empty(), "no case has {:?} in its name", arguments.only);
     std::fs::create_dir_all(&arguments.out).unwrap();
-    let mut machinery = Machinery::new(&cases, &arguments.out);
     let mut figures = Figures::default();
-    for round in 1..=arguments.rounds {
-        for case in &cases {
-            eprintln!("round {round} of {}: {}", arguments.rounds, case.title());
-            let taken = machinery.run(case, slice);
-            figures.add(case, taken);
+    if !cases.is_empty() {
+        let mut machinery = Machinery::new(&cases, &arguments.out);
+        for round in 1..=arguments.rounds {
+            for case in &cases {
+                eprintln!("round {round} of {}: {}", arguments.rounds, case.title());
+                let taken = machinery.run(case, slice);
+                figures.add(case, taken);
+            }
         }
     }
-    drop(machinery);
+    let storms = if storms { storm::both(&arguments.out) } else { Vec::new() };
     let ratios = targets::of(&figures);
     println!("{}\n{}", figures.table(), targets::table(&ratios));
+    storms.iter().for_each(|storm| println!("{}", storm.told()));
     let document = serde_json::json!({
         "rows": figures.rows(),
         "ratios": ratios,
+        "boot_storms": storms,
         "rounds": arguments.rounds,
         "seconds": arguments.seconds,
     });
     let text = serde_json::to_string_pretty(&document).unwrap();
     std::fs::write(arguments.out.join("load.json"), text).unwrap();
-    plot::draw(&figures, &arguments.out.join("latest.svg"));
+    if !cases.is_empty() {
+        plot::draw(&figures, &arguments.out.join("latest.svg"));
+    }
 }

@@ -4,6 +4,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 pub struct Peer {
     child: Child,
     stdin: ChildStdin,
@@ -35,6 +37,12 @@ impl Peer {
         self.stdout.read_line(&mut line).unwrap();
         let rest = line.trim().strip_prefix(prefix);
         rest.unwrap_or_else(|| panic!("it said {line:?} and not {prefix:?}")).to_owned()
+    }
+
+    /// Has it end in order: SoftHSM may be at a file.
+    pub fn stop(mut self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
     }
 
     /// Says a line; what it answers.

@@ -36,4 +36,6 @@ pub struct Limits {
     pub calls: usize,
     /// Other calls that may be under way.
     pub control_calls: usize,
+    /// Calls of each kind that may wait for room; 0 if none does.
+    pub waiting: usize,
 }

@@ -12,15 +12,15 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service as TowerService};
 
-use super::grpc::caller_in;
-use super::guard::{Guard, Pass};
+use super::grpc::{Arrived, caller_in};
+use super::guard::{Entry, Guard, Pass};
 use super::methods;
 use super::status::status;
 use super::tokens;
 use super::trust::Trust;
 use crate::domain::Malformed;
 use crate::error::Error;
-use crate::service::{Answer, Caller, Service};
+use crate::service::{Answer, Caller, Method, Service};
 
 /// Wraps the services of the listener.
 #[derive(Clone)]
@@ -46,7 +46,8 @@ impl<S> Layer<S> for Refusals {
 
 impl<S> TowerService<Request<Body>> for Watched<S>
 where
-    S: TowerService<Request<Body>, Response = Response<Body>>,
+    S: TowerService<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Error: Send,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
@@ -58,23 +59,57 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let request = self.with_token(request);
+        let mut request = self.with_token(request);
         let caller = caller_in(request.headers(), request.extensions());
-        let method = request.uri().path().strip_prefix(PACKAGE).map(str::to_owned);
-        let pass = method.as_deref().map_or(Ok(None), |method| self.pass(&caller, method));
-        let pass = match pass {
-            Ok(pass) => pass,
+        let path = request.uri().path().strip_prefix(PACKAGE);
+        let row = path.and_then(|name| methods::ALL.iter().find(|row| row.name == name)).copied();
+        let method = path.map(str::to_owned);
+        let place = match row.map_or(Ok(None), |row| self.enter(&caller, row)) {
+            Ok(None) => return Box::pin(self.serve(request, caller, method, None)),
+            Ok(Some(Entry::Now(pass))) => {
+                return Box::pin(self.serve(request, caller, method, Some(pass)));
+            }
+            Ok(Some(Entry::Later(place))) => place,
             Err(refused) => return Box::pin(async move { Ok(refused.into_http()) }),
         };
+        // Waits with its body unread; its time has begun.
+        request.extensions_mut().insert(Arrived(caller.began));
+        let mut watched = self.clone();
+        Box::pin(async move {
+            match place.room(caller.deadline).await {
+                Ok(pass) => watched.serve(request, caller, method, Some(pass)).await,
+                Err(error) => {
+                    let refused =
+                        watched.counted(&caller, row.unwrap_or(&methods::UNKNOWN), &error);
+                    Ok(refused.into_http())
+                }
+            }
+        })
+    }
+}
+
+impl<S> Watched<S>
+where
+    S: TowerService<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+{
+    /// Hands the call on.
+    fn serve(
+        &mut self,
+        request: Request<Body>,
+        caller: Caller,
+        method: Option<String>,
+        pass: Option<Pass>,
+    ) -> impl Future<Output = Result<Response<Body>, S::Error>> + Send + use<S> {
         let answered = self.inner.call(request);
         let service = Arc::clone(&self.service);
-        Box::pin(async move {
+        async move {
             let response = answered.await?;
             drop(pass);
             let Some(method) = method else { return Ok(response) };
             let Some(error) = not_ours(&response) else { return Ok(response) };
             Ok(recorded(&service, &caller, &method, error).await.into_http())
-        })
+        }
     }
 }
 
@@ -89,18 +124,20 @@ impl<S> Watched<S> {
         Request::from_parts(parts, body)
     }
 
-    /// Room for the call, if it is of a kind that needs some here; or the refusal.
-    fn pass(&self, caller: &Caller, method: &str) -> Result<Option<Pass>, Status> {
-        let row = methods::ALL.iter().find(|row| row.name == method).copied();
-        let (Some(row), Some(principal)) = (row, &caller.principal) else { return Ok(None) };
+    /// Room for the call, or a place to wait for it, if it is of a kind that needs some
+    /// here; or the refusal.
+    fn enter(&self, caller: &Caller, row: &'static Method) -> Result<Option<Entry>, Status> {
+        let Some(principal) = &caller.principal else { return Ok(None) };
         if BY_DEKS.contains(&row.name) {
             return Ok(None);
         }
         let entered = self.guard.enter(row, principal, 0);
-        entered.map(Some).map_err(|error| {
-            self.service.count_refused(caller, row, &error);
-            status(&error, &caller.request_id)
-        })
+        entered.map(Some).map_err(|error| self.counted(caller, row, &error))
+    }
+
+    fn counted(&self, caller: &Caller, row: &'static Method, error: &Error) -> Status {
+        self.service.count_refused(caller, row, error);
+        status(error, &caller.request_id)
     }
 }
 

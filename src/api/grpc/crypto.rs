@@ -8,7 +8,7 @@ use std::time::Instant;
 use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::super::guard::{Guard, Pass};
+use super::super::guard::{Entry, Guard, Pass};
 use super::super::{convert, methods, pb, refusals};
 use super::{DEFAULT_DEADLINE, Edge, answer, caller_of, stream_ends};
 use crate::domain::Malformed;
@@ -94,7 +94,7 @@ impl CryptoService for Edge {
         }
         let caller = Arc::new(caller_of(&request));
         let pb::BatchUnwrapDeksRequest { requests } = request.into_inner();
-        let _pass = match pass(&self.service, &self.guard, &caller, method, requests.len()) {
+        let _pass = match pass(&self.service, &self.guard, &caller, method, requests.len()).await {
             Ok(pass) => pass,
             Err(error) => return answer(Err(error), &caller.request_id),
         };
@@ -142,8 +142,8 @@ impl CryptoService for Edge {
     }
 }
 
-/// Room for so many DEKs; or the refusal, which is counted.
-fn pass(
+/// Room for so many DEKs, for which it may wait; or the refusal, which is counted.
+async fn pass(
     service: &Service,
     guard: &Guard,
     caller: &Caller,
@@ -151,7 +151,11 @@ fn pass(
     deks: usize,
 ) -> Result<Option<Pass>, Error> {
     let Some(principal) = caller.principal.as_ref().filter(|_| deks > 0) else { return Ok(None) };
-    let entered = guard.enter(method, principal, deks);
+    let entered = match guard.enter(method, principal, deks) {
+        Ok(Entry::Now(pass)) => Ok(pass),
+        Ok(Entry::Later(place)) => place.room(caller.deadline).await,
+        Err(error) => Err(error),
+    };
     entered.map(Some).inspect_err(|error| service.count_refused(caller, method, error))
 }
 
@@ -174,7 +178,7 @@ async fn unwrap_chunk(
         }
     }
     let method = &methods::STREAM_UNWRAP_DEKS;
-    let results = match pass(&service, &guard, &caller, method, requests.len()) {
+    let results = match pass(&service, &guard, &caller, method, requests.len()).await {
         Ok(_pass) => service.deks(&caller, method, requests).await,
         Err(error) => requests.iter().map(|_refused| Err(error.again())).collect(),
     };

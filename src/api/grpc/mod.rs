@@ -122,6 +122,10 @@ fn enter_within(
     Ok((service.enter(caller, method, asked)?, instance?))
 }
 
+/// When a call came that has waited since.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrived(pub(super) Instant);
+
 /// Who asks, and until when.
 fn caller_of<Q>(request: &Request<Q>) -> Caller {
     caller_in(request.metadata().as_ref(), request.extensions())
@@ -131,7 +135,7 @@ fn caller_of<Q>(request: &Request<Q>) -> Caller {
 pub(super) fn caller_in(headers: &HeaderMap, extensions: &Extensions) -> Caller {
     let peer = extensions.get::<Peer>();
     let acting = extensions.get::<Acting>();
-    let began = Instant::now();
+    let began = extensions.get::<Arrived>().map_or_else(Instant::now, |arrived| arrived.0);
     let (usual, longest) = peer.map_or((DEFAULT_DEADLINE, LONGEST_DEADLINE), |peer| {
         (peer.limits.request, peer.limits.longest_request)
     });
