@@ -1,9 +1,10 @@
-//! The path of wrap and unwrap: the envelope alone, a job of the HSM alone, and
-//! the whole through the daemon, with mutual TLS, authorization and a durable
+//! The path of wrap and unwrap: the envelope, AAD and the permit alone, a job of the HSM
+//! alone, and the whole through the daemon, with mutual TLS, authorization and a durable
 //! audit record for each DEK, as in production.
 //!
 //! `make bench` collects what criterion finds into target/bench/latest.json, with
-//! ratios of figures that were taken in this one run.
+//! ratios of figures that were taken in this one run and the change to the run before.
+//! How the daemon stands beside what it is made of is `benches/load`.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on should fail")]
 
@@ -12,14 +13,18 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use criterion::{Criterion, Throughput};
+use criterion::{BatchSize, Criterion, Throughput};
 use rootkeyd::api::pb;
 use rootkeyd::api::pb::crypto_service_client::CryptoServiceClient;
 use rootkeyd::api::pb::key_service_client::KeyServiceClient;
 use rootkeyd::dev;
-use rootkeyd::domain::{Aad, KeyId, ObjectId};
+use rootkeyd::domain::{
+    Aad, Area, Binding, BindingSubject, Bindings, History, InstanceId, KeyAction, KeyId, KeyRingId,
+    ObjectId, Permission, Place, PrincipalId, Profile, Role, Scope, Timestamp,
+};
 use rootkeyd::envelope::{Wrapped, authenticated};
 use rootkeyd::hsm::{Crypt, Health, Hsm, Sealed, SessionCopies};
 use rootkeyd::secret::Secret;
@@ -38,6 +43,8 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let runtime = Runtime::new().unwrap();
     envelope(&mut criterion);
+    aad(&mut criterion);
+    permit(&mut criterion);
     hsm_job(&mut criterion, &runtime, &path);
     let (threads, processes) = (path.join("daemon"), path.join("processes"));
     end_to_end(&mut criterion, &runtime, ("end_to_end", &threads));
@@ -62,6 +69,60 @@ fn envelope(criterion: &mut Criterion) {
             let parts = Wrapped::decode(black_box(&bytes)).unwrap();
             authenticated(parts.key, parts.version, &aad)
         });
+    });
+    group.finish();
+}
+
+fn aad(criterion: &mut Criterion) {
+    let (key, version) = (KeyId::from_bytes([7; 16]), KeyId::from_bytes([8; 16]).into());
+    let mut group = criterion.benchmark_group("aad");
+    for (name, items, bytes) in [("one_item", 1, 50), ("the_most", 255, 255)] {
+        let given = vec![vec![b'a'; bytes]; items];
+        group.bench_function(name, |b| {
+            b.iter_batched(
+                || given.clone(),
+                |given| authenticated(key, version, &Aad::new(given).unwrap()),
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+/// Who may what, and what the key's state allows: twice for each DEK.
+fn permit(criterion: &mut Criterion) {
+    let now = Timestamp::from_seconds(1_800_000_000);
+    let expires = now + Duration::from_secs(3600);
+    let history = History::begun(now, Some(expires));
+    let (instance, ring): (InstanceId, KeyRingId) =
+        ("default".parse().unwrap(), "default".parse().unwrap());
+    let key = KeyId::from_bytes([7; 16]);
+    let service: PrincipalId = "spiffe://rootkeyd.dev/service/block-storage".parse().unwrap();
+    let binding = |subject: BindingSubject, area| {
+        Arc::new(Binding {
+            id: uuid::Uuid::new_v4().into(),
+            subject,
+            role: Role::Reader,
+            scope: Scope { instance: instance.clone(), area },
+            created: now,
+            created_by: "bench".into(),
+        })
+    };
+    let others = (0..10_000).map(|number| {
+        let subject = format!("spiffe://rootkeyd.dev/other-{number}").parse().unwrap();
+        binding(BindingSubject::Principal(subject), Area::All)
+    });
+    let mine = BindingSubject::Service(service.service().unwrap().parse().unwrap());
+    let bindings = Bindings::new(others.chain([binding(mine, Area::Key(key))]), std::iter::empty());
+    let mut group = criterion.benchmark_group("permit");
+    group.bench_function("state", |b| {
+        b.iter(|| {
+            black_box(&history).state(black_box(now)).permit(KeyAction::Unwrap, Profile::Vpc)
+        });
+    });
+    group.bench_function("binding_among_10001", |b| {
+        let place = Place::Key(&instance, &ring, key);
+        b.iter(|| assert!(bindings.allow(black_box(&service), Permission::UseKeys, place)));
     });
     group.finish();
 }

@@ -57,7 +57,8 @@ async fn storm(daemon: &Daemon, volumes: &[Volume], time: Duration) -> Vec<Resul
     let mut calls = JoinSet::new();
     for of_client in volumes.chunks(volumes.len() / CLIENTS) {
         let client = daemon.client("block-storage").await;
-        for (key, wrapped, dek) in of_client.iter().cloned() {
+        for volume in of_client {
+            let (key, wrapped, dek) = volume.clone();
             let (mut client, ready) = (client.clone(), Arc::clone(&ready));
             calls.spawn(async move {
                 let mut request = Request::new(unwrap_request(&key, &wrapped, &[]));
