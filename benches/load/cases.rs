@@ -96,7 +96,10 @@ const CASES: [Case; 36] = [
 /// Those whose name contains `pattern`, and what they are set beside.
 pub fn chosen(pattern: &str) -> Vec<Case> {
     let named: Vec<_> = CASES.into_iter().filter(|it| it.name.contains(pattern)).collect();
-    let beside: BTreeSet<_> = named.iter().flat_map(|case| case.beside()).collect();
+    let mut beside: BTreeSet<_> = named.iter().flat_map(|case| case.beside()).collect();
+    if beside.contains(&("hsm_decrypt", 1)) {
+        beside.insert(("hsm_decrypt_session_copy", 1));
+    }
     let wanted =
         |case: &Case| named.contains(case) || beside.contains(&(case.name, case.concurrency));
     CASES.into_iter().filter(wanted).collect()

@@ -33,10 +33,10 @@ pub fn since(before: &ByThread, after: &ByThread) -> ByThread {
 /// `hsm-3` is one of the workers of the HSM; tokio names its threads itself, and those of
 /// the echo with a runtime for each core have the name of this program.
 fn group(name: &str) -> &str {
+    let number = |part: &str| part.bytes().all(|c| c.is_ascii_digit());
     match name {
         "tokio-runtime-w" | "tokio-rt-worker" => "runtime",
         name if name.starts_with("load-") => "runtime",
-        name if name.starts_with("hsm") => "hsm",
-        name => name,
+        name => name.rsplit_once('-').filter(|(_, last)| number(last)).map_or(name, |it| it.0),
     }
 }

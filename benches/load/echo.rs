@@ -43,6 +43,11 @@ pub struct Echo {
 
 impl Echo {
     pub fn serve(self) {
+        // Ends with the one who started it.
+        std::thread::spawn(|| {
+            let ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            std::process::exit(i32::from(ended.is_err()));
+        });
         let config = Arc::new(self.config());
         if self.per_core {
             return self.serve_per_core(&config);
