@@ -140,13 +140,13 @@ fn hsm_job(criterion: &mut Criterion, runtime: &Runtime, path: &Path) {
         health.wait_for(|health| matches!(health, Health::Ready { .. })).await.unwrap();
         let check_value = hsm.generate(object, deadline()).await.unwrap();
         let dek = Secret::new(vec![1; 32]);
-        let seal = Crypt::Seal { object, aad: aad.clone(), dek };
+        let seal = Crypt::Seal { key: object.into(), aad: aad.clone(), dek };
         let done = hsm.crypt(vec![seal], deadline()).await.unwrap().pop().unwrap().unwrap();
         (check_value, done.sealed.unwrap().unwrap())
     });
     let check_value = [&check_value.iv[..], &check_value.bytes].concat();
     let open = |sealed: &Sealed| Crypt::Open {
-        object,
+        key: object.into(),
         aad: aad.clone(),
         sealed: sealed.clone(),
         reseal: None,

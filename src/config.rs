@@ -19,7 +19,9 @@ use crate::api::{Identity, Limits, Local, LocalPrincipal, Tokens, Who};
 use crate::audit;
 use crate::auth::bearer::Issuer;
 use crate::auth::mtls::Mapping;
-use crate::domain::{BindingSubject, Gift, Ipv4Net, Malformed, PrincipalId, Profile, Role, Scope};
+use crate::domain::{
+    BindingSubject, Gift, Ipv4Net, Malformed, PrincipalId, Profile, Residency, Role, Scope,
+};
 use crate::hsm;
 use crate::memory::MemoryLock;
 use crate::service;
@@ -269,6 +271,16 @@ struct HsmTable {
     session_objects: usize,
     #[serde(default = "default_session_copy_seconds")]
     session_copy_seconds: u64,
+    #[serde(default)]
+    residency: ResidencyName,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ResidencyName {
+    #[default]
+    Token,
+    Wrapped,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -479,6 +491,10 @@ impl File {
             service: service::Settings {
                 profile,
                 crn_prefix,
+                residency: match hsm.residency {
+                    ResidencyName::Token => Residency::Token,
+                    ResidencyName::Wrapped => Residency::Wrapped,
+                },
                 object_deadline: Duration::from_secs(hsm.object_deadline_seconds),
                 private_networks: networks(&listen.private_networks)?,
                 proving,

@@ -498,6 +498,16 @@ impl From<HsmError> for Error {
             }
             HsmError::Nonce => (Reason::NonceIncorrect, "the nonce is not the import token's"),
             HsmError::Refused(_) => (Reason::Internal, "the HSM refused the operation"),
+            HsmError::NoWrapping(fault) => {
+                let message = format!(
+                    "hsm.residency is \"wrapped\", and the HSM cannot wrap root keys: {fault}; \
+                     no key is made until the setting is \"token\" or the HSM another"
+                );
+                return Self::new(Reason::HsmUnavailable, message).caused_by(error);
+            }
+            HsmError::Damaged => {
+                (Reason::HsmKeyMissing, "the wrapped key in the store is not what it was")
+            }
         };
         Self::new(reason, message).caused_by(error)
     }

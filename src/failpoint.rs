@@ -7,7 +7,7 @@
 
 /// Every point; `tests/crash.rs` says which change passes which.
 #[rustfmt::skip]
-pub const POINTS: [&str; 29] = [
+pub const POINTS: [&str; 34] = [
     // An object is made under an intent; the commit that names it ends the intent.
     "intent.committed", "object.made", "create.committed", "create.published",
     // Another state of a key, in memory and in the store.
@@ -22,8 +22,11 @@ pub const POINTS: [&str; 29] = [
     "pair.made", "token.committed",
     // The signer of the checkpoints of the audit log.
     "signer.named", "signer.made",
+    // A key that is kept wrapped, and the master key for it.
+    "master.made", "master.committed", "object.wrapped",
     // In the HSM's worker, between the calls of the module.
     "hsm.generated", "hsm.unwrapped", "hsm.pair_generated", "hsm.signer_generated",
+    "hsm.master_generated", "hsm.wrapped",
     "hsm.read_back", "hsm.synchronized", "hsm.destroyed",
     // In the store's thread, around COMMIT.
     "store.applied", "store.committed",

@@ -244,8 +244,14 @@ struct Kind {
 
 const CRYPT: &[&str] = &["C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt"];
 /// What a worker calls when it gets over an error.
-const LADDER: &[&str] =
-    &["C_Decrypt", "C_OpenSession", "C_FindObjectsInit", "C_GetAttributeValue", "C_GetSessionInfo"];
+const LADDER: &[&str] = &[
+    "C_Decrypt",
+    "C_UnwrapKey",
+    "C_OpenSession",
+    "C_FindObjectsInit",
+    "C_GetAttributeValue",
+    "C_GetSessionInfo",
+];
 const DECRYPT: &[&str] = &["C_Decrypt"];
 /// All but C_Login: what a token says of the PIN is another matter.
 const EVERYTHING: &[&str] = &[
@@ -266,6 +272,7 @@ const EVERYTHING: &[&str] = &[
     "C_SignInit",
     "C_Sign",
     "C_GenerateKeyPair",
+    "C_UnwrapKey",
     "C_GenerateRandom",
 ];
 
@@ -384,7 +391,18 @@ fn every_ckr_of_the_table_is_tried() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_every_fault_an_answer_is_right_or_says_that_the_hsm_is_away() {
-    let (daemon, control) = start("workers = 4\nstuck_seconds = 1");
+    under_every_fault("HSM", "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_every_fault_the_same_holds_of_keys_that_are_kept_wrapped() {
+    // One session object and three keys: they are unwrapped again and again.
+    let settings = "\nresidency = \"wrapped\"\nsession_objects = 1";
+    under_every_fault("HSM, wrapped keys", settings).await;
+}
+
+async fn under_every_fault(title: &str, settings: &str) {
+    let (daemon, control) = start(&format!("workers = 4\nstuck_seconds = 1{settings}"));
     let mut client = daemon.client("admin").await;
     let mut wrapped = Vec::new();
     for number in 0..3 {
@@ -436,11 +454,11 @@ async fn under_every_fault_an_answer_is_right_or_says_that_the_hsm_is_away() {
             errors.checked += checked;
             errors.wrong = wrong;
         } else {
-            report(&format!("HSM: {name}"), row);
+            report(&format!("{title}: {name}"), row);
         }
         assert!(wrong.is_empty(), "{name}: {} of them: {:#?}", wrong.len(), &wrong[..1]);
     }
-    report(&format!("HSM: {} CK_RVs", CKR.len()), errors);
+    report(&format!("{title}: {} CK_RVs", CKR.len()), errors);
     daemon.until("not ready", async || is_ready(&client).await).await;
     let book = callers.end().await;
     for wrapped in &wrapped {

@@ -609,7 +609,8 @@ fn key(setting: Setting) -> Key {
     let id = KeyId::from_bytes([7; 16]);
     let object = ObjectId::from_bytes([9; 16]);
     let created = date(BEGAN);
-    let version = Version { id: id.into(), object, check_value: Box::default(), created };
+    let version =
+        Version { id: id.into(), object, check_value: Arc::default(), created, wrapped: None };
     Key {
         id,
         instance: "default".parse().unwrap(),

@@ -167,6 +167,8 @@ fn hsm(status: pb::HsmStatus) -> Vec<Check> {
         resurrected,
         unfinished,
         torn,
+        wrapped,
+        wrapping_problem,
     } = status;
     let used: Vec<_> = mechanisms
         .into_iter()
@@ -232,15 +234,15 @@ fn hsm(status: pb::HsmStatus) -> Vec<Check> {
             "missing",
             Kind::Missing,
             missing,
-            "key versions without their object in the token",
+            "key versions without their object, or master keys, that the token does not show",
             "restore the token from its backup; what these versions wrapped cannot be unwrapped",
         ),
         needed(
             "wrong",
             Kind::Wrong,
             wrong,
-            "key versions whose object is not the key that it was",
-            "restore the token from its backup; these versions are not used",
+            "key versions whose object, or wrapped form, is not the key that it was",
+            "restore the token, or the store, from its backup; these versions are not used",
         ),
         needed(
             "doubled",
@@ -264,6 +266,16 @@ fn hsm(status: pb::HsmStatus) -> Vec<Check> {
             "they are undone by themselves while the HSM is up; the daemon's log says why not",
         ),
         torn_files(torn, &findings),
+        Check::require(
+            "wrapped",
+            wrapping_problem.is_empty(),
+            if wrapping_problem.is_empty() {
+                format!("{wrapped} key versions are kept in the store, wrapped")
+            } else {
+                wrapping_problem
+            },
+            "set hsm.residency to \"token\", or use a token that wraps safely",
+        ),
         Check::require(
             "round trip",
             round_trip,
@@ -362,6 +374,8 @@ mod tests {
         assert_eq!(failures(broken), ["hsm", "round trip"]);
         let untrue = pb::HsmStatus { wrong: 1, doubled: 1, resurrected: 1, ..healthy() };
         assert_eq!(failures(untrue), ["wrong", "doubled", "resurrected"]);
+        let unsafe_token = pb::HsmStatus { wrapping_problem: "no".to_owned(), ..healthy() };
+        assert_eq!(failures(unsafe_token), ["wrapped"]);
         let cut_short = pb::HsmStatus { unfinished: 1, torn: Some(3), ..healthy() };
         assert!(failures(cut_short).is_empty());
     }

@@ -1,5 +1,5 @@
 //! A root key and its versions: what is known of them. The material itself is
-//! in the HSM, under [`Version::object`].
+//! in the HSM, under [`Version::object`], or wrapped by it ([`Version::wrapped`]).
 //!
 //! The primary version wraps; every version unwraps. Limits: `facts/key-protect.md` 2.
 
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::deletion::Authorization;
 use super::{
     Alias, History, InstanceId, KeyId, KeyName, KeyRef, KeyRingId, KeyState, Malformed, Moment,
-    ObjectId, RotationPeriod, Timestamp, VersionId,
+    ObjectId, RotationPeriod, Timestamp, VersionId, WrappedKey,
 };
 
 /// A root key (KEK), and what happened to it.
@@ -65,11 +65,13 @@ pub struct KeyDetails {
 pub struct Version {
     /// For ever; a key's first version has the key's UUID.
     pub id: VersionId,
-    /// CKA_ID of its object in the HSM.
+    /// CKA_ID of its object in the HSM: of the token, or of a session if it is wrapped.
     pub object: ObjectId,
     /// A known plaintext sealed under it when it was made: IV (12 bytes) and
     /// ciphertext with tag. It opens if the object is still the same key.
-    pub check_value: Box<[u8]>,
+    pub check_value: Arc<[u8]>,
+    /// Its material, if that is not an object of the token.
+    pub wrapped: Option<Arc<WrappedKey>>,
     /// When it was made.
     pub created: Timestamp,
 }
@@ -178,7 +180,8 @@ pub(crate) mod tests {
         let version = Version {
             id: id.into(),
             object: ObjectId::from_bytes([9; 16]),
-            check_value: Box::default(),
+            check_value: Arc::default(),
+            wrapped: None,
             created: now.time,
         };
         Key {

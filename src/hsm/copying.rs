@@ -432,7 +432,8 @@ mod tests {
                 hsm.retire(&[key.0]);
                 copy
             });
-            assert!(matches!(made, Err(NotMade::Busy)));
+            // It is good for the use that it was made for.
+            drop(made.unwrap());
             assert!(keys.find(key.0).is_none());
             until(&hsm, "it goes", || session_objects(&hsm, None).is_empty()).await;
         });

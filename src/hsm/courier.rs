@@ -27,6 +27,7 @@ use super::object::Kind;
 use super::shelf::Shelf;
 use super::wire::{self, Answer, Ask, Begin, Begun, Said, Shown, Trouble};
 use super::worker::Never;
+use super::wrapping::NewlyWrapped;
 use super::{Crypted, HsmError, Sealed, WorkerCommand};
 use crate::domain::{ObjectId, SealedMaterial};
 
@@ -42,7 +43,7 @@ pub(super) enum Role {
 /// What a courier tells the keeper.
 pub(super) enum Event {
     /// Its process has the token.
-    Up(Role, Shown),
+    Up(Role, Box<Shown>),
     /// Its process, which had it, has ended.
     Down(Role),
     /// Its process could not begin.
@@ -112,7 +113,7 @@ impl Courier {
             match self.log_in() {
                 Ok((process, shown)) => {
                     pause = FIRST_PAUSE;
-                    let _ = self.tell.send(Event::Up(self.role, shown));
+                    let _ = self.tell.send(Event::Up(self.role, Box::new(shown)));
                     let end = self.serve(process);
                     let _ = self.tell.send(Event::Down(self.role));
                     if matches!(end, End::Stop) {
@@ -266,12 +267,19 @@ impl Courier {
                 }
                 reply.send(result);
             }
-            (Waiting::Destroyed(reply, object), Said::Destroyed(result)) => {
+            (Waiting::Destroyed(reply, object), Said::Done(result)) => {
                 for kind in Kind::ALL {
                     self.shelf.note(kind, object, false);
                 }
                 reply.send(result);
             }
+            (Waiting::Done(reply, made), Said::Done(result)) => {
+                if let (Ok(()), Some((kind, object))) = (&result, made) {
+                    self.shelf.note(kind, object, true);
+                }
+                reply.send(result);
+            }
+            (Waiting::Wrapped(reply), Said::Wrapped(result)) => reply.send(result),
             (Waiting::Took(reply), Said::Took(result)) => {
                 reply.send(result.map(Duration::from_nanos));
             }
@@ -338,6 +346,9 @@ enum Waiting {
     /// With the object that is made, if one is.
     Bytes(Reply<Vec<u8>>, Option<(Kind, ObjectId)>),
     Destroyed(Reply<()>, ObjectId),
+    /// With the object that is made, if one is.
+    Done(Reply<()>, Option<(Kind, ObjectId)>),
+    Wrapped(Reply<NewlyWrapped>),
     Took(Reply<Duration>),
     Works(Sender<bool>),
     Unwraps,
@@ -352,7 +363,8 @@ impl Waiting {
             Self::Crypted(reply) => reply.send(Err(ERROR)),
             Self::Sealed(reply, _) => reply.send(Err(ERROR)),
             Self::Bytes(reply, _) => reply.send(Err(ERROR)),
-            Self::Destroyed(reply, _) => reply.send(Err(ERROR)),
+            Self::Destroyed(reply, _) | Self::Done(reply, _) => reply.send(Err(ERROR)),
+            Self::Wrapped(reply) => reply.send(Err(ERROR)),
             Self::Took(reply) => reply.send(Err(ERROR)),
             Self::Works(reply) => drop(reply),
             Self::Unwraps | Self::Tidied => {}
@@ -365,6 +377,15 @@ fn split(work: Work, shelf: &Shelf) -> (Ask, Waiting) {
     match work {
         Work::Crypt(items, reply) => (Ask::Crypt(items, shelf.withheld()), Waiting::Crypted(reply)),
         Work::Generate(object, reply) => (Ask::Generate(object), Waiting::Sealed(reply, object)),
+        Work::MakeMaster(object, reply) => {
+            (Ask::MakeMaster(object), Waiting::Done(reply, Some((Kind::MasterKey, object))))
+        }
+        Work::TryWrapping(master, reply) => {
+            (Ask::TryWrapping(master.into_iter().collect()), Waiting::Done(reply, None))
+        }
+        Work::GenerateWrapped { object, master, reply } => {
+            (Ask::GenerateWrapped { object, master }, Waiting::Wrapped(reply))
+        }
         Work::GenerateImportPair(object, reply) => {
             let made = Some((Kind::ImportPair, object));
             (Ask::GenerateImportPair(object), Waiting::Bytes(reply, made))

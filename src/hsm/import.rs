@@ -59,10 +59,11 @@ impl Worker {
         self.synchronize()?;
         self.token.note(Kind::RootKey, *object, handle);
         let sealed = Sealed { iv: material.nonce_iv, bytes: material.encrypted_nonce.clone() };
-        let opened = self.open(*object, NO_AAD, &sealed).map_err(|failure| match failure {
-            Failure::Answer(HsmError::Unverified) => Failure::Answer(HsmError::NonceUnverified),
-            Failure::Answer(_) | Failure::Lost(_) => failure,
-        })?;
+        let opened =
+            self.open(&(*object).into(), NO_AAD, &sealed).map_err(|failure| match failure {
+                Failure::Answer(HsmError::Unverified) => Failure::Answer(HsmError::NonceUnverified),
+                Failure::Answer(_) | Failure::Lost(_) => failure,
+            })?;
         if !bool::from(opened.expose().ct_eq(nonce)) {
             return Err(Failure::Answer(HsmError::Nonce));
         }
@@ -514,8 +515,8 @@ mod tests {
             assert_eq!(hsm.import_pairs().unwrap(), [pair]);
             assert_eq!(hsm.objects().unwrap(), [object]);
             let session = crate::hsm::tests::token(&hsm).session().unwrap();
-            let indexed = object::index(&session, Kind::ImportPair).unwrap().handles;
-            assert!(indexed.contains_key(&pair) && indexed.len() == 1);
+            let indexed = object::index(&session, &[Kind::ImportPair]).unwrap().handles;
+            assert!(indexed.contains_key(&(Kind::ImportPair, pair)) && indexed.len() == 1);
             assert_eq!(object::find_all(&session, pair).unwrap().len(), 2);
             for gone in [pair, object] {
                 hsm.destroy(gone, soon()).await.unwrap();

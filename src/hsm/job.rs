@@ -8,6 +8,7 @@ use minicbor::{Decode, Encode};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::wrapping::NewlyWrapped;
 use super::{Crypt, Crypted, HsmError, Sealed, wire};
 use crate::domain::{ObjectId, SealedMaterial};
 
@@ -23,6 +24,18 @@ pub(super) enum Work {
     Crypt(Vec<Crypt>, Reply<Vec<Result<Crypted, HsmError>>>),
     /// Make a root key, prove that it is one, answer with its check value.
     Generate(ObjectId, Reply<Sealed>),
+    /// Make a master key.
+    MakeMaster(ObjectId, Reply<()>),
+    /// Try whether the token wraps root keys safely, with that master key if there is one.
+    TryWrapping(Option<ObjectId>, Reply<()>),
+    /// Make a root key and wrap it, prove that it is one, answer with both.
+    GenerateWrapped {
+        /// CKA_ID of its session objects.
+        object: ObjectId,
+        /// CKA_ID of the master key.
+        master: ObjectId,
+        reply: Reply<NewlyWrapped>,
+    },
     /// Make an import pair, answer with the SubjectPublicKeyInfo.
     GenerateImportPair(ObjectId, Reply<Vec<u8>>),
     /// Unwrap key material into a root key, prove that it is the one meant,
@@ -81,6 +94,9 @@ impl Work {
     pub(super) const fn changes_objects(&self) -> bool {
         match self {
             Self::Generate(..)
+            | Self::MakeMaster(..)
+            | Self::TryWrapping(..)
+            | Self::GenerateWrapped { .. }
             | Self::GenerateImportPair(..)
             | Self::Import(..)
             | Self::MakeSigner(..)
@@ -100,9 +116,13 @@ impl Work {
     pub(super) const fn allowance(&self) -> Duration {
         match self {
             Self::GenerateImportPair(..) | Self::TryUnwrapping => PAIR_ALLOWANCE,
-            Self::Generate(..) | Self::Import(..) | Self::MakeSigner(..) | Self::Destroy(..) => {
-                OBJECT_ALLOWANCE
-            }
+            Self::Generate(..)
+            | Self::MakeMaster(..)
+            | Self::TryWrapping(..)
+            | Self::GenerateWrapped { .. }
+            | Self::Import(..)
+            | Self::MakeSigner(..)
+            | Self::Destroy(..) => OBJECT_ALLOWANCE,
             Self::Crypt(..)
             | Self::SignerKey(..)
             | Self::Sign(..)
@@ -123,7 +143,10 @@ impl Work {
             | Self::MakeSigner(_, Reply(reply))
             | Self::SignerKey(_, Reply(reply))
             | Self::Sign(_, _, Reply(reply)) => Arc::clone(reply) as _,
-            Self::Destroy(_, Reply(reply)) => Arc::clone(reply) as _,
+            Self::Destroy(_, Reply(reply))
+            | Self::MakeMaster(_, Reply(reply))
+            | Self::TryWrapping(_, Reply(reply)) => Arc::clone(reply) as _,
+            Self::GenerateWrapped { reply: Reply(reply), .. } => Arc::clone(reply) as _,
             Self::RoundTrip(Reply(reply)) => Arc::clone(reply) as _,
             // Nobody waits for these.
             Self::Probe(_) | Self::TryUnwrapping | Self::Tidy(_) => return None,
@@ -177,7 +200,10 @@ impl Job {
             | Work::MakeSigner(_, reply)
             | Work::SignerKey(_, reply)
             | Work::Sign(_, _, reply) => reply.send(Err(error)),
-            Work::Destroy(_, reply) => reply.send(Err(error)),
+            Work::Destroy(_, reply) | Work::MakeMaster(_, reply) | Work::TryWrapping(_, reply) => {
+                reply.send(Err(error));
+            }
+            Work::GenerateWrapped { reply, .. } => reply.send(Err(error)),
             Work::RoundTrip(reply) => reply.send(Err(error)),
             // The supervisor takes no answer for what it is.
             Work::Probe(reply) => drop(reply),

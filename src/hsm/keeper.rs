@@ -144,7 +144,7 @@ impl Keeper {
         match event {
             Event::Up(Role::Writer, shown) => {
                 // What it lists counts: while a reader lists, the writer may be at work.
-                self.shelf.list(shown);
+                self.shelf.list(*shown);
                 if staff.hands.len() == 1 {
                     for _ in 0..self.settings.workers {
                         self.employ(staff, Role::Reader);

@@ -26,6 +26,18 @@ pub(super) const MAKE_ROOT_KEY: Mechanism<'static> = Mechanism::AesKeyGen;
 /// What a root key may be used for.
 pub(super) const SEAL: MechanismType = MechanismType::AES_GCM;
 
+/// Makes a master key.
+pub(super) const MAKE_MASTER: Mechanism<'static> = Mechanism::AesKeyGen;
+/// Wraps and unwraps root keys that are kept in the store: RFC 3394, which carries its own
+/// proof of integrity, and no AAD. Of the others that tokens have, CKM_AES_KEY_WRAP_PAD
+/// means three things in three modules and CKM_AES_CBC_PAD takes what was tampered with.
+/// An AES key needs no padding, so CKM_AES_KEY_WRAP_KWP would give nothing more.
+pub(super) const WRAP_KEY: Mechanism<'static> = Mechanism::AesKeyWrap;
+/// What a master key may be used for.
+pub(super) const WRAP_KEY_TYPE: MechanismType = MechanismType::AES_KEY_WRAP;
+/// How much longer a wrapped key is than the key, in bytes.
+pub(super) const WRAP_KEY_BYTES: usize = 8;
+
 /// Makes an import pair.
 pub(super) const MAKE_IMPORT_PAIR: Mechanism<'static> = Mechanism::RsaPkcsKeyPairGen;
 /// What an import pair may be used for.
@@ -59,7 +71,8 @@ pub(super) const NEEDED: [(MechanismType, &str); 2] = [
 ];
 
 /// The mechanisms that the daemon uses if the token has them, with what for.
-pub(super) const USED: [(MechanismType, &str); 4] = [
+pub(super) const USED: [(MechanismType, &str); 5] = [
+    (MechanismType::AES_KEY_WRAP, "wrap root keys that are kept in the store"),
     (MechanismType::RSA_PKCS_OAEP, "unwrap imported root keys"),
     (MechanismType::RSA_PKCS_KEY_PAIR_GEN, "make import pairs"),
     (MechanismType::ECC_KEY_PAIR_GEN, "make the signer of checkpoints"),

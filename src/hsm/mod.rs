@@ -16,6 +16,7 @@ mod import;
 mod job;
 mod keeper;
 mod ladder;
+mod loading;
 mod login;
 mod mechanism;
 mod notice;
@@ -38,6 +39,7 @@ mod view;
 mod wire;
 mod worker;
 mod worker_process;
+mod wrapping;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -57,14 +59,16 @@ pub use session_keys::{SessionCopies, SessionObjects};
 pub use token::{TokenInfo, make_token};
 pub use torn::torn_files;
 pub use worker_process::serve_worker;
+pub use wrapping::WrapFault;
 
-use crate::domain::{ImportAlgorithm, ObjectId, SealedMaterial};
+use crate::domain::{ImportAlgorithm, ObjectId, SealedMaterial, Version, WrappedKey};
 use crate::secret::Secret;
 use job::{Import, Job, Reply, Retired, Work};
 use object::Kind;
 use shelf::Shelf;
 use supervisor::Control;
 use view::View;
+use wrapping::NewlyWrapped;
 
 /// The HSM could not do what was asked.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, Error, PartialEq)]
@@ -106,6 +110,14 @@ pub enum HsmError {
     #[error("the HSM refused: {0:?}")]
     #[n(8)]
     Refused(#[cbor(n(0), with = "wire::refusal")] RvError),
+    /// The token does not wrap root keys safely.
+    #[error("the HSM cannot wrap root keys: {0}")]
+    #[n(9)]
+    NoWrapping(#[n(0)] WrapFault),
+    /// A wrapped root key does not unwrap, or into another key than it was.
+    #[error("the wrapped root key is not what it was")]
+    #[n(10)]
+    Damaged,
 }
 
 /// What the HSM is and how it is driven.
@@ -173,8 +185,8 @@ pub enum Crypt {
     #[n(0)]
     Seal {
         /// The root key.
-        #[cbor(n(0), with = "wire::id")]
-        object: ObjectId,
+        #[n(0)]
+        key: RootKey,
         /// What is authenticated with it.
         #[cbor(n(1), with = "minicbor::bytes")]
         aad: Vec<u8>,
@@ -186,8 +198,8 @@ pub enum Crypt {
     #[n(1)]
     Generate {
         /// The root key.
-        #[cbor(n(0), with = "wire::id")]
-        object: ObjectId,
+        #[n(0)]
+        key: RootKey,
         /// What is authenticated with it.
         #[cbor(n(1), with = "minicbor::bytes")]
         aad: Vec<u8>,
@@ -199,8 +211,8 @@ pub enum Crypt {
     #[n(2)]
     Open {
         /// The root key.
-        #[cbor(n(0), with = "wire::id")]
-        object: ObjectId,
+        #[n(0)]
+        key: RootKey,
         /// What was authenticated with it.
         #[cbor(n(1), with = "minicbor::bytes")]
         aad: Vec<u8>,
@@ -209,8 +221,45 @@ pub enum Crypt {
         sealed: Sealed,
         /// Root key and AAD to seal it under again.
         #[cbor(n(3), with = "wire::reseal")]
-        reseal: Option<(ObjectId, Vec<u8>)>,
+        reseal: Option<(RootKey, Vec<u8>)>,
     },
+}
+
+/// A root key, as a job names it.
+#[derive(Clone, Debug, Decode, Encode)]
+pub struct RootKey {
+    /// CKA_ID of its object.
+    #[cbor(n(0), with = "wire::id")]
+    pub object: ObjectId,
+    /// What its object is unwrapped from; unset if it is an object of the token.
+    #[cbor(n(1), with = "wire::wrapped")]
+    pub wrapped: Option<Wrapped>,
+}
+
+/// What a worker needs to unwrap a root key.
+#[derive(Clone, Debug)]
+pub struct Wrapped {
+    /// The blob.
+    pub key: Arc<WrappedKey>,
+    /// What it must open, once it is unwrapped: IV, ciphertext and tag.
+    pub check_value: Arc<[u8]>,
+}
+
+impl From<ObjectId> for RootKey {
+    /// An object of the token.
+    fn from(object: ObjectId) -> Self {
+        Self { object, wrapped: None }
+    }
+}
+
+impl From<&Version> for RootKey {
+    fn from(version: &Version) -> Self {
+        let wrapped = version.wrapped.as_ref().map(|key| Wrapped {
+            key: Arc::clone(key),
+            check_value: Arc::clone(&version.check_value),
+        });
+        Self { object: version.object, wrapped }
+    }
 }
 
 /// IV, and ciphertext with tag.
@@ -420,6 +469,50 @@ impl Hsm {
         self.run(deadline, |reply| Work::GenerateImportPair(object, reply)).await
     }
 
+    /// Tries whether the token wraps root keys safely: with that master key or, if there is
+    /// none yet, with a key that is there for a moment.
+    ///
+    /// # Errors
+    /// [`HsmError::NoWrapping`], if it does not; [`HsmError::Missing`], if it does not show
+    /// the master key; or as it cannot be used now.
+    pub async fn try_wrapping(
+        &self,
+        master: Option<ObjectId>,
+        deadline: Instant,
+    ) -> Result<(), HsmError> {
+        self.run(deadline, |reply| Work::TryWrapping(master, reply)).await
+    }
+
+    /// Makes a master key (AES-256) with `object` as its CKA_ID, which wraps root keys and
+    /// does nothing else. It is durable and reads back as it was asked for.
+    ///
+    /// # Errors
+    /// [`HsmError`]; there may then be a key all the same, or be one later.
+    pub async fn make_master(&self, object: ObjectId, deadline: Instant) -> Result<(), HsmError> {
+        self.run(deadline, |reply| Work::MakeMaster(object, reply)).await
+    }
+
+    /// Makes a root key (AES-256) and wraps it under that master key; returns it with its
+    /// check value. No object of it stays in the HSM. `object` is for its session objects.
+    ///
+    /// # Errors
+    /// [`HsmError`]; [`HsmError::Missing`], if the token does not show the master key.
+    pub async fn generate_wrapped(
+        &self,
+        (object, master): (ObjectId, ObjectId),
+        deadline: Instant,
+    ) -> Result<(WrappedKey, Sealed), HsmError> {
+        let made = self.run(deadline, |reply| Work::GenerateWrapped { object, master, reply });
+        let NewlyWrapped { blob, check_value } = made.await?;
+        let wrapped = WrappedKey::new(master, blob);
+        Ok((wrapped.map_err(|_length| HsmError::Unavailable)?, check_value))
+    }
+
+    /// The master keys that the token shows; `None` while it is away.
+    pub fn master_keys(&self) -> Option<Vec<ObjectId>> {
+        self.0.view.shown(Kind::MasterKey)
+    }
+
     /// Unwraps `material` with the import pair `pair` into a root key with `object`
     /// as its CKA_ID, and makes sure that the key was used to seal `nonce`; returns
     /// the check value. As of [`Hsm::generate`], it is durable and works.
@@ -498,15 +591,17 @@ impl Hsm {
     /// Opens a version's check value: whether the object is the key that it was.
     /// As [`Crypt`] items for [`Hsm::crypt`], to be sent in chunks.
     pub fn check(object: ObjectId, check_value: &[u8]) -> Option<Crypt> {
+        let key = RootKey::from(object);
         let (iv, bytes) = check_value.split_first_chunk()?;
         let sealed = Sealed { iv: *iv, bytes: bytes.to_vec() };
-        Some(Crypt::Open { object, aad: object::CHECK_AAD.to_vec(), sealed, reseal: None })
+        Some(Crypt::Open { key, aad: object::CHECK_AAD.to_vec(), sealed, reseal: None })
     }
 
     /// What opens with no key: in the place of a check value that cannot be one.
     pub fn check_nothing(object: ObjectId) -> Crypt {
         let sealed = Sealed { iv: [0; mechanism::IV_BYTES], bytes: vec![0; 16] };
-        Crypt::Open { object, aad: object::CHECK_AAD.to_vec(), sealed, reseal: None }
+        let (key, aad) = (RootKey::from(object), object::CHECK_AAD.to_vec());
+        Crypt::Open { key, aad, sealed, reseal: None }
     }
 
     /// Makes a key in a session, seals, opens and compares; how long it took.

@@ -5,7 +5,7 @@
 //! never searches. Template: `facts/hsm-and-grpc.md`, recommendation 7. WRAP
 //! beside DECRYPT would let a caller extract keys, so a root key has neither
 //! WRAP nor UNWRAP. Import pairs: `pair.rs`; the
-//! signer: `signer.rs`.
+//! signer: `signer.rs`; master keys: `wrapping.rs`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use cryptoki::session::Session;
 use super::mechanism::{MAKE_ROOT_KEY, SEAL};
 use super::root_key::patiently;
 use super::supervisor::CANARY;
+use super::wrapping::master_template;
 use crate::domain::ObjectId;
 
 /// What [`super::Hsm::check`] authenticates; no wrapped DEK has such AAD, whose
@@ -34,6 +35,8 @@ pub(super) enum Kind {
     ImportPair,
     /// The private part of the signer.
     Signer,
+    /// A key that wraps root keys, and nothing else.
+    MasterKey,
 }
 
 /// Where a root key comes from.
@@ -47,11 +50,12 @@ pub(super) enum Origin {
 
 impl Kind {
     /// Every kind there is.
-    pub(super) const ALL: [Self; 3] = [Self::RootKey, Self::ImportPair, Self::Signer];
+    pub(super) const ALL: [Self; 4] =
+        [Self::RootKey, Self::ImportPair, Self::Signer, Self::MasterKey];
 
     fn class(self) -> Attribute {
         Attribute::Class(match self {
-            Self::RootKey => ObjectClass::SECRET_KEY,
+            Self::RootKey | Self::MasterKey => ObjectClass::SECRET_KEY,
             Self::ImportPair | Self::Signer => ObjectClass::PRIVATE_KEY,
         })
     }
@@ -62,44 +66,55 @@ impl Kind {
             Self::RootKey => format!("rootkeyd {object}"),
             Self::ImportPair => format!("rootkeyd import {object}"),
             Self::Signer => format!("rootkeyd signer {object}"),
+            Self::MasterKey => format!("rootkeyd master {object}"),
         }
         .into_bytes()
     }
 }
 
-/// Objects of one kind, as the token shows them when it comes up.
+/// Objects of some kinds, as the token shows them when it comes up.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     /// Those that are used.
-    pub(super) handles: HashMap<ObjectId, ObjectHandle>,
+    pub(super) handles: HashMap<(Kind, ObjectId), ObjectHandle>,
     /// CKA_IDs that two or more have: of those none is used.
     pub(super) doubled: BTreeSet<ObjectId>,
-    /// Root keys that are not as they were asked for, as one that is torn: not used.
+    /// Root keys and master keys that are not as they were asked for, as one that is torn:
+    /// not used.
     pub(super) unlike: BTreeSet<ObjectId>,
 }
 
-/// Every object of that kind that the token shows.
-pub(super) fn index(session: &Session, kind: Kind) -> Result<Index> {
+/// Every object of those kinds, which are of one class, that the token shows.
+pub(super) fn index(session: &Session, kinds: &[Kind]) -> Result<Index> {
     let mut index = Index::default();
-    for handle in session.find_objects(&[kind.class(), TOKEN])? {
-        let Some(id) = ours(session, kind, handle)? else { continue };
-        if kind == Kind::RootKey && !is_root_key(session, handle, id)? {
-            tracing::error!(object = %id, "not as root keys are made; not used");
+    let Some(first) = kinds.first() else { return Ok(index) };
+    for handle in session.find_objects(&[first.class(), TOKEN])? {
+        let Some((kind, id)) = ours(session, kinds, handle)? else { continue };
+        if !is_as_made(session, kind, (handle, id))? {
+            tracing::error!(object = %id, ?kind, "not as keys are made; not used");
             index.unlike.insert(id);
         }
         // Of canaries any will do.
-        if index.handles.insert(id, handle).is_some() && id != CANARY {
+        if index.handles.insert((kind, id), handle).is_some() && id != CANARY {
             tracing::error!(object = %id, "two objects in the token have one CKA_ID; not used");
             index.doubled.insert(id);
         }
     }
-    index.handles.retain(|id, _| !index.doubled.contains(id) && !index.unlike.contains(id));
+    index.handles.retain(|(_, id), _| !index.doubled.contains(id) && !index.unlike.contains(id));
     Ok(index)
 }
 
-/// Whether it is as root keys are made, of whatever origin.
-fn is_root_key(session: &Session, handle: ObjectHandle, object: ObjectId) -> Result<bool> {
-    let asked = template(object, Origin::Imported);
+/// Whether it is as keys are made, a root key of whatever origin. Of pairs it is not asked.
+fn is_as_made(
+    session: &Session,
+    kind: Kind,
+    (handle, object): (ObjectHandle, ObjectId),
+) -> Result<bool> {
+    let asked = match kind {
+        Kind::RootKey => template(object, Origin::Imported),
+        Kind::MasterKey => master_template(object, TOKEN),
+        Kind::ImportPair | Kind::Signer => return Ok(true),
+    };
     let as_asked = || Ok(is_as_asked(session, handle, &asked)?.then_some(()));
     Ok(patiently(as_asked)?.is_some())
 }
@@ -126,7 +141,7 @@ pub(super) fn is_at(
     kind: Kind,
     (handle, object): (ObjectHandle, ObjectId),
 ) -> Result<bool> {
-    Ok(ours(session, kind, handle)? == Some(object))
+    Ok(ours(session, &[kind], handle)? == Some((kind, object)))
 }
 
 /// The objects of whatever class with that CKA_ID.
@@ -208,9 +223,13 @@ pub(super) fn destroy(session: &Session, object: ObjectId) -> Result<()> {
     Ok(())
 }
 
-/// The CKA_ID, if the object is one of ours. An object may be shown without its
+/// Kind and CKA_ID, if the object is one of ours of one of those kinds. An object may be shown without its
 /// attributes for a moment (`patiently`), so one that has none is looked at again.
-fn ours(session: &Session, kind: Kind, handle: ObjectHandle) -> Result<Option<ObjectId>> {
+fn ours(
+    session: &Session,
+    kinds: &[Kind],
+    handle: ObjectHandle,
+) -> Result<Option<(Kind, ObjectId)>> {
     let read = || session.get_attributes(handle, &[AttributeType::Label, AttributeType::Id]);
     let mut attributes = read()?;
     for _ in 0..LOOKS {
@@ -222,7 +241,8 @@ fn ours(session: &Session, kind: Kind, handle: ObjectHandle) -> Result<Option<Ob
     }
     let [Attribute::Label(label), Attribute::Id(id)] = &attributes[..] else { return Ok(None) };
     let id: Option<[u8; 16]> = id.as_slice().try_into().ok();
-    Ok(id.map(ObjectId::from_bytes).filter(|id| *label == kind.label(*id)))
+    let Some(id) = id.map(ObjectId::from_bytes) else { return Ok(None) };
+    Ok(kinds.iter().find(|kind| *label == kind.label(id)).map(|kind| (*kind, id)))
 }
 
 /// What a root key is asked to be.

@@ -4,7 +4,6 @@ use cryptoki::error::{Error, RvError};
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 
-use super::HsmError;
 use super::copying::is_loss;
 use super::ffi::Functions;
 use super::ladder::{Ladder, Step};
@@ -14,6 +13,7 @@ use super::root_key::patiently;
 use super::rv::{Verdict, verdict, verdict_of};
 use super::supervisor::CANARY;
 use super::worker::{Failure, Worker, lost, prove};
+use super::{HsmError, wrapping};
 use crate::domain::ObjectId;
 
 impl Worker {
@@ -82,7 +82,7 @@ impl Worker {
                 Kind::ImportPair,
                 Verdict::Session | Verdict::Login | Verdict::Object | Verdict::Module,
             )
-            | (Kind::RootKey | Kind::Signer, _) => None,
+            | (Kind::RootKey | Kind::Signer | Kind::MasterKey, _) => None,
         }
     }
 
@@ -137,7 +137,7 @@ impl Worker {
     }
 
     /// Makes sure that the session is logged in.
-    fn log_in(&mut self) -> Result<(), Failure> {
+    pub(super) fn log_in(&mut self) -> Result<(), Failure> {
         match self.token.log_in(&self.session) {
             Ok(LoggedIn::Already | LoggedIn::Anew) => Ok(()),
             Ok(LoggedIn::Later) => Err(Failure::Answer(HsmError::Unavailable)),
@@ -152,7 +152,7 @@ impl Worker {
         (key, object): (ObjectHandle, ObjectId),
     ) -> Result<(), Failure> {
         match kind {
-            Kind::RootKey => {}
+            Kind::RootKey | Kind::MasterKey => {}
             Kind::ImportPair | Kind::Signer => {
                 return self.prove_canary().map_err(|rv| lost(&rv));
             }
@@ -165,7 +165,12 @@ impl Worker {
                 return Err(self.blame(&error));
             }
         }
-        if let Err(rv) = prove(&self.token.functions, &self.session, key) {
+        let proven = if kind == Kind::MasterKey {
+            wrapping::prove(&self.token.functions, &self.session, key)
+        } else {
+            prove(&self.token.functions, &self.session, key)
+        };
+        if let Err(rv) = proven {
             self.reopen()?;
             return Err(self.blame(&rv));
         }
@@ -174,7 +179,7 @@ impl Worker {
 
     /// Whose trouble an error was that cannot be got over: the job's alone if the
     /// canary works.
-    fn blame(&mut self, why: &dyn std::fmt::Display) -> Failure {
+    pub(super) fn blame(&mut self, why: &dyn std::fmt::Display) -> Failure {
         match self.prove_canary() {
             Ok(()) => {
                 tracing::error!(%why, "the HSM fails for one key, and works for another");

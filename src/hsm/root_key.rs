@@ -52,8 +52,9 @@ impl Worker {
 
     /// The check value of a new root key, which thereby is seen to work.
     pub(super) fn check_value(&mut self, object: ObjectId) -> Result<Sealed, Failure> {
-        let check_value = self.seal(object, CHECK_AAD, CHECK_TEXT)?;
-        let opened = self.open(object, CHECK_AAD, &check_value)?;
+        let key = object.into();
+        let check_value = self.seal(&key, CHECK_AAD, CHECK_TEXT)?;
+        let opened = self.open(&key, CHECK_AAD, &check_value)?;
         if opened.expose() == CHECK_TEXT {
             return Ok(check_value);
         }

@@ -157,7 +157,7 @@ impl SessionKeys {
 
     /// Has `make` make a session key for `object` out of `source`, and looks whether it
     /// is as such keys are. Nobody waits longer than `patience` for others to be made. It
-    /// does not stay if any were taken away since `mark`.
+    /// is not kept if any were taken away since `mark`, and is good for one use.
     ///
     /// # Errors
     /// [`NotMade`].
@@ -192,7 +192,6 @@ impl SessionKeys {
         self.keys.insert(object, Arc::clone(&key));
         if self.mark() != mark {
             self.remove(object, &key);
-            return Err(NotMade::Busy);
         }
         Ok(key)
     }
@@ -214,12 +213,15 @@ impl SessionKeys {
 
     /// Takes the keys of these root keys away, and any that are being made. They are
     /// destroyed by the next [`SessionKeys::tidy`] after their last use.
-    pub(super) fn retire(&self, objects: &[ObjectId]) {
+    /// Whether there were any.
+    pub(super) fn retire(&self, objects: &[ObjectId]) -> bool {
         self.taken.fetch_add(1, Ordering::SeqCst);
+        let mut any = false;
         for object in objects {
-            drop(self.keys.remove(object));
+            any |= self.keys.remove(object).is_some();
             let _ = self.wanted.remove(object);
         }
+        any
     }
 
     /// The same of all.

@@ -50,13 +50,14 @@ impl Inner {
 impl Shelf {
     /// A writer has the token, and this is what it shows.
     pub(super) fn list(&self, shown: Shown) {
-        let Shown { root_keys, import_pairs, signers, doubled, unlike, .. } = shown;
+        let Shown { root_keys, import_pairs, signers, master_keys, doubled, unlike, .. } = shown;
         // The writer copies none.
         let Shown { library, slot, serial, mechanisms, copying: _, .. } = shown;
         let of = |kind, ids: Vec<ObjectId>| ids.into_iter().map(move |id| (kind, id));
         let objects = of(Kind::RootKey, root_keys)
             .chain(of(Kind::ImportPair, import_pairs))
-            .chain(of(Kind::Signer, signers));
+            .chain(of(Kind::Signer, signers))
+            .chain(of(Kind::MasterKey, master_keys));
         let mut inner = self.0.write();
         let mut objects: HashSet<_> = objects.collect();
         for (_, kind, object, is_there) in &inner.recent {

@@ -219,7 +219,7 @@ mod tests {
                     assert_eq!(hsm.sign(other, [1; 32], soon()).await, Err(HsmError::Missing));
                     assert_eq!(hsm.signer_key(other, soon()).await, Err(HsmError::Missing));
                 }
-                let item = Crypt::Generate { object: signer, aad: Vec::new(), length: 32 };
+                let item = Crypt::Generate { key: signer.into(), aad: Vec::new(), length: 32 };
                 let crypted = hsm.crypt(vec![item], soon()).await.unwrap();
                 assert_eq!(crypted[0].as_ref().err(), Some(&HsmError::Missing));
                 assert_eq!(hsm.objects().unwrap(), [root_key]);

@@ -107,11 +107,12 @@ pub(super) async fn one(hsm: &Hsm, item: Crypt) -> Result<Crypted, HsmError> {
 }
 
 pub(super) fn seal(object: ObjectId, dek: &[u8]) -> Crypt {
-    Crypt::Seal { object, aad: b"aad".to_vec(), dek: Secret::new(dek.to_vec()) }
+    Crypt::Seal { key: object.into(), aad: b"aad".to_vec(), dek: Secret::new(dek.to_vec()) }
 }
 
 pub(super) fn open(object: ObjectId, sealed: &Sealed) -> Crypt {
-    Crypt::Open { object, aad: b"aad".to_vec(), sealed: sealed.clone(), reseal: None }
+    let aad = b"aad".to_vec();
+    Crypt::Open { key: object.into(), aad, sealed: sealed.clone(), reseal: None }
 }
 
 #[test]
@@ -184,14 +185,14 @@ fn a_dek_is_resealed_in_the_same_job_and_generated_ones_are_random() {
         let (old, new) = (new_key(&hsm).await, new_key(&hsm).await);
         let sealed = one(&hsm, seal(old, &[7; 7500])).await.unwrap().sealed.unwrap().unwrap();
         let aad = b"aad".to_vec();
-        let reseal = Some((new, aad.clone()));
-        let item = Crypt::Open { object: old, aad: aad.clone(), sealed, reseal };
+        let reseal = Some((new.into(), aad.clone()));
+        let item = Crypt::Open { key: old.into(), aad: aad.clone(), sealed, reseal };
         let resealed = one(&hsm, item).await.unwrap();
         assert_eq!(resealed.dek.expose(), [7; 7500]);
         let again = one(&hsm, open(new, &resealed.sealed.unwrap().unwrap())).await.unwrap();
         assert_eq!(again.dek.expose(), [7; 7500]);
 
-        let generate = || Crypt::Generate { object: new, aad: aad.clone(), length: 32 };
+        let generate = || Crypt::Generate { key: new.into(), aad: aad.clone(), length: 32 };
         let (one_dek, two) =
             (one(&hsm, generate()).await.unwrap(), one(&hsm, generate()).await.unwrap());
         assert_ne!(one_dek.dek.expose(), two.dek.expose());
@@ -199,8 +200,8 @@ fn a_dek_is_resealed_in_the_same_job_and_generated_ones_are_random() {
 
         // Opened is not lost because it cannot be sealed again.
         let sealed = one(&hsm, seal(old, b"dek")).await.unwrap().sealed.unwrap().unwrap();
-        let nowhere = Some((ObjectId::from(Uuid::new_v4()), aad.clone()));
-        let item = Crypt::Open { object: old, aad, sealed, reseal: nowhere };
+        let nowhere = Some((ObjectId::from(Uuid::new_v4()).into(), aad.clone()));
+        let item = Crypt::Open { key: old.into(), aad, sealed, reseal: nowhere };
         let crypted = one(&hsm, item).await.unwrap();
         assert_eq!(crypted.dek.expose(), b"dek");
         assert_eq!(crypted.sealed, Some(Err(HsmError::Missing)));
@@ -244,9 +245,8 @@ fn two_objects_with_one_id_are_neither_used_nor_taken_for_a_new_key() {
         let object = new_key(&hsm).await;
         assert_eq!(hsm.generate(object, soon()).await, Err(HsmError::Missing));
         let session = token(&hsm).session().unwrap();
-        assert!(
-            !super::object::index(&session, Kind::RootKey).unwrap().handles.contains_key(&object)
-        );
+        let index = super::object::index(&session, &[Kind::RootKey]).unwrap();
+        assert!(!index.handles.contains_key(&(Kind::RootKey, object)));
     });
 }
 

@@ -100,6 +100,8 @@ pub(super) struct Token {
     pub(super) functions: Functions,
     /// How it unwraps key material; empty until that has been tried.
     pub(super) ways: OnceLock<Ways>,
+    /// Set once it was seen to wrap root keys safely.
+    pub(super) wraps: OnceLock<()>,
     /// What import pairs may do at most.
     pub(super) decrypts: Decrypts,
     pub(super) session_keys: SessionKeys,
@@ -113,6 +115,7 @@ pub(super) struct Token {
     root_keys: Handles,
     import_pairs: Handles,
     signers: Handles,
+    master_keys: Handles,
     /// What was looked for and is not there, and when.
     absent: RwLock<HashMap<(Kind, ObjectId), Instant>>,
     /// CKA_IDs that two objects had when the token came up.
@@ -151,16 +154,18 @@ impl Token {
         let session = module.open_rw_session(slot)?;
         login.log_in(&session)?;
         let (mut doubled, mut unlike) = (BTreeSet::new(), BTreeSet::new());
-        let mut index = |kind| {
-            let mut index = object::index(&session, kind)?;
+        let mut handles = HashMap::<Kind, HashMap<ObjectId, Handle>>::new();
+        for kinds in [[Kind::RootKey, Kind::MasterKey], [Kind::ImportPair, Kind::Signer]] {
+            let mut index = object::index(&session, &kinds)?;
             doubled.append(&mut index.doubled);
             unlike.append(&mut index.unlike);
-            let found = index.handles.into_iter();
-            let noted = found.map(|(id, handle)| (id, Handle { handle, login: 0 }));
-            Ok::<_, Error>(RwLock::new(noted.collect()))
-        };
-        let (root_keys, import_pairs) = (index(Kind::RootKey)?, index(Kind::ImportPair)?);
-        let signers = index(Kind::Signer)?;
+            for ((kind, id), handle) in index.handles {
+                handles.entry(kind).or_default().insert(id, Handle { handle, login: 0 });
+            }
+        }
+        let mut indexed = |kind| RwLock::new(handles.remove(&kind).unwrap_or_default());
+        let (root_keys, import_pairs) = (indexed(Kind::RootKey), indexed(Kind::ImportPair));
+        let (signers, master_keys) = (indexed(Kind::Signer), indexed(Kind::MasterKey));
         let name = || settings.module.display().to_string();
         let functions = Functions::load(&settings.module)
             .ok_or_else(|| Problem::Functions { module: name() })?;
@@ -169,6 +174,7 @@ impl Token {
             info,
             functions,
             ways: OnceLock::new(),
+            wraps: OnceLock::new(),
             decrypts: if settings.software_unwrap { Decrypts::Raw } else { Decrypts::No },
             session_keys: SessionKeys::new(settings.session_objects),
             copying: OnceLock::new(),
@@ -179,6 +185,7 @@ impl Token {
             root_keys,
             import_pairs,
             signers,
+            master_keys,
             absent: RwLock::default(),
             doubled,
             withheld: RwLock::new(unlike.clone()),
@@ -304,6 +311,7 @@ impl Token {
             Kind::RootKey => &self.root_keys,
             Kind::ImportPair => &self.import_pairs,
             Kind::Signer => &self.signers,
+            Kind::MasterKey => &self.master_keys,
         }
     }
 }

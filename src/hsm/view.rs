@@ -77,8 +77,7 @@ impl View {
             Self::Threads(token) => {
                 let token = token.load();
                 let Some(token) = &*token else { return false };
-                token.session_keys.retire(objects);
-                token.copies_root_keys()
+                token.session_keys.retire(objects)
             }
             Self::Processes(shelf) => {
                 shelf.retire(objects);

@@ -11,6 +11,7 @@ use std::io::{self, Read, Write};
 use minicbor::{Decode, Encode};
 
 use super::job::Retired;
+use super::wrapping::NewlyWrapped;
 use super::{Crypt, Crypted, HsmError, Sealed, SessionCopies};
 use crate::domain::ObjectId;
 use crate::secret::Secret;
@@ -84,6 +85,8 @@ pub(super) struct Shown {
     /// Whether root keys are used by copies, in words.
     #[n(9)]
     pub(super) copying: String,
+    #[cbor(n(10), with = "ids")]
+    pub(super) master_keys: Vec<ObjectId>,
 }
 
 /// A job.
@@ -130,6 +133,18 @@ pub(super) enum Ask {
     TryUnwrapping,
     #[n(11)]
     Tidy(#[n(0)] Retired),
+    #[n(12)]
+    MakeMaster(#[cbor(n(0), with = "id")] ObjectId),
+    /// The master key, if there is one.
+    #[n(13)]
+    TryWrapping(#[cbor(n(0), with = "ids")] Vec<ObjectId>),
+    #[n(14)]
+    GenerateWrapped {
+        #[cbor(n(0), with = "id")]
+        object: ObjectId,
+        #[cbor(n(1), with = "id")]
+        master: ObjectId,
+    },
 }
 
 /// The answer to a job, and whether the token was lost over it.
@@ -153,8 +168,9 @@ pub(super) enum Said {
     /// A public key or a signature.
     #[n(2)]
     Bytes(#[n(0)] Result<Vec<u8>, HsmError>),
+    /// Of what has no other answer.
     #[n(3)]
-    Destroyed(#[n(0)] Result<(), HsmError>),
+    Done(#[n(0)] Result<(), HsmError>),
     /// In nanoseconds.
     #[n(4)]
     Took(#[n(0)] Result<u64, HsmError>),
@@ -165,6 +181,8 @@ pub(super) enum Said {
     Unwraps(#[n(0)] Option<Vec<String>>),
     #[n(7)]
     Tidied,
+    #[n(8)]
+    Wrapped(#[n(0)] Result<NewlyWrapped, HsmError>),
 }
 
 /// Writes one frame: its length in 4 bytes, big-endian, and the CBOR.
@@ -275,21 +293,28 @@ pub(super) mod ids {
     }
 }
 
-/// A root key and AAD, or none.
-pub(super) mod reseal {
+/// What a root key is unwrapped from, or none.
+pub(super) mod wrapped {
+    use std::sync::Arc;
+
     use minicbor::encode::Write;
     use minicbor::{Decoder, Encoder};
 
-    use crate::domain::ObjectId;
+    use super::super::Wrapped;
+    use crate::domain::WrappedKey;
 
     pub(in crate::hsm) fn encode<C, W: Write>(
-        reseal: &Option<(ObjectId, Vec<u8>)>,
+        wrapped: &Option<Wrapped>,
         encoder: &mut Encoder<W>,
         _: &mut C,
     ) -> Result<(), minicbor::encode::Error<W::Error>> {
-        match reseal {
+        match wrapped {
             None => encoder.null()?,
-            Some((object, aad)) => encoder.array(2)?.bytes(object.as_bytes())?.bytes(aad)?,
+            Some(Wrapped { key, check_value }) => encoder
+                .array(3)?
+                .bytes(key.master.as_bytes())?
+                .bytes(key.blob())?
+                .bytes(check_value)?,
         };
         Ok(())
     }
@@ -297,7 +322,44 @@ pub(super) mod reseal {
     pub(in crate::hsm) fn decode<C>(
         decoder: &mut Decoder<'_>,
         context: &mut C,
-    ) -> Result<Option<(ObjectId, Vec<u8>)>, minicbor::decode::Error> {
+    ) -> Result<Option<Wrapped>, minicbor::decode::Error> {
+        if decoder.datatype()? == minicbor::data::Type::Null {
+            decoder.null()?;
+            return Ok(None);
+        }
+        if decoder.array()? != Some(3) {
+            return Err(minicbor::decode::Error::message("no wrapped key"));
+        }
+        let master = super::id::decode(decoder, context)?;
+        let key = WrappedKey::new(master, decoder.bytes()?.to_vec());
+        let key = key.map_err(|malformed| minicbor::decode::Error::message(malformed.problem))?;
+        Ok(Some(Wrapped { key: Arc::new(key), check_value: decoder.bytes()?.into() }))
+    }
+}
+
+/// A root key and AAD, or none.
+pub(super) mod reseal {
+    use minicbor::encode::Write;
+    use minicbor::{Decoder, Encoder};
+
+    use super::super::RootKey;
+
+    pub(in crate::hsm) fn encode<C, W: Write>(
+        reseal: &Option<(RootKey, Vec<u8>)>,
+        encoder: &mut Encoder<W>,
+        context: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        match reseal {
+            None => encoder.null()?,
+            Some((key, aad)) => encoder.array(2)?.encode_with(key, context)?.bytes(aad)?,
+        };
+        Ok(())
+    }
+
+    pub(in crate::hsm) fn decode<C>(
+        decoder: &mut Decoder<'_>,
+        context: &mut C,
+    ) -> Result<Option<(RootKey, Vec<u8>)>, minicbor::decode::Error> {
         if decoder.datatype()? == minicbor::data::Type::Null {
             decoder.null()?;
             return Ok(None);
@@ -305,8 +367,8 @@ pub(super) mod reseal {
         if decoder.array()? != Some(2) {
             return Err(minicbor::decode::Error::message("no key and AAD"));
         }
-        let object = super::id::decode(decoder, context)?;
-        Ok(Some((object, decoder.bytes()?.to_vec())))
+        let key = decoder.decode_with(context)?;
+        Ok(Some((key, decoder.bytes()?.to_vec())))
     }
 }
 

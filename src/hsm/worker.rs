@@ -21,8 +21,7 @@ use super::mechanism::{IV_BYTES, MAKE_ROOT_KEY};
 use super::object::{CHECK_AAD, CHECK_TEXT, Kind};
 use super::supervisor::CANARY;
 use super::token::Token;
-use super::{Crypt, Crypted, HsmError, Sealed};
-use crate::domain::ObjectId;
+use super::{Crypt, Crypted, HsmError, RootKey, Sealed};
 use crate::secret::Secret;
 
 /// Runs jobs in a session of its own.
@@ -100,6 +99,11 @@ impl Worker {
                 lost.map_or(Ok(()), Err)
             }
             Work::Generate(object, reply) => answer(reply, self.generate(object)),
+            Work::MakeMaster(object, reply) => answer(reply, self.make_master(object)),
+            Work::TryWrapping(master, reply) => answer(reply, self.try_wrapping(master)),
+            Work::GenerateWrapped { object, master, reply } => {
+                answer(reply, self.generate_wrapped(object, master))
+            }
             Work::GenerateImportPair(object, reply) => {
                 answer(reply, self.generate_import_pair(object))
             }
@@ -124,7 +128,9 @@ impl Worker {
             Work::TryUnwrapping => self.try_unwrapping(),
             Work::Tidy(retired) => {
                 match retired {
-                    Retired::These(objects) => self.token.session_keys.retire(&objects),
+                    Retired::These(objects) => {
+                        self.token.session_keys.retire(&objects);
+                    }
                     Retired::All => self.token.session_keys.retire_all(),
                 }
                 Ok(())
@@ -152,26 +158,27 @@ impl Worker {
 
     fn crypt(&mut self, item: Crypt) -> Result<Crypted, Failure> {
         match item {
-            Crypt::Seal { object, aad, dek } => {
-                let sealed = self.seal(object, &aad, dek.expose())?;
+            Crypt::Seal { key, aad, dek } => {
+                let sealed = self.seal(&key, &aad, dek.expose())?;
                 Ok(Crypted { dek, sealed: Some(Ok(sealed)) })
             }
-            Crypt::Generate { object, aad, length } => {
+            Crypt::Generate { key, aad, length } => {
                 let mut dek = Secret::zeroed(length);
-                self.with(Kind::RootKey, object, HsmError::Unavailable, |_, session, _key| {
+                let any = if key.wrapped.is_some() { CANARY } else { key.object };
+                self.with(Kind::RootKey, any, HsmError::Unavailable, |_, session, _key| {
                     let made = session.generate_random_slice(dek.expose_mut());
                     made.map_err(|error| {
                         if let Error::Pkcs11(rv, _) = error { rv } else { RvError::FunctionFailed }
                     })
                 })?;
-                let sealed = self.seal(object, &aad, dek.expose())?;
+                let sealed = self.seal(&key, &aad, dek.expose())?;
                 Ok(Crypted { dek, sealed: Some(Ok(sealed)) })
             }
-            Crypt::Open { object, aad, sealed, reseal } => {
-                let dek = self.open(object, &aad, &sealed)?;
+            Crypt::Open { key, aad, sealed, reseal } => {
+                let dek = self.open(&key, &aad, &sealed)?;
                 let sealed = match reseal {
                     None => None,
-                    Some((object, aad)) => match self.seal(object, &aad, dek.expose()) {
+                    Some((key, aad)) => match self.seal(&key, &aad, dek.expose()) {
                         Ok(sealed) => Some(Ok(sealed)),
                         Err(Failure::Answer(error)) => Some(Err(error)),
                         Err(lost @ Failure::Lost(_)) => return Err(lost),
@@ -184,7 +191,7 @@ impl Worker {
 
     pub(super) fn seal(
         &mut self,
-        object: ObjectId,
+        key: &RootKey,
         aad: &[u8],
         dek: &[u8],
     ) -> Result<Sealed, Failure> {
@@ -192,30 +199,34 @@ impl Worker {
         if getrandom::fill(&mut iv).is_err() {
             return Err(Failure::Answer(HsmError::Unavailable));
         }
-        let seal = |functions: &Functions, session: &Session, key| {
+        let bytes = self.by((key, aad), HsmError::Unavailable, |functions, session, key| {
             functions.seal(session, key, &iv, aad, dek)
-        };
-        let bytes = if is_check(aad) {
-            self.with(Kind::RootKey, object, HsmError::Unavailable, seal)?
-        } else {
-            self.with_session_key(object, HsmError::Unavailable, seal)?
-        };
+        })?;
         Ok(Sealed { iv, bytes })
     }
 
     pub(super) fn open(
         &mut self,
-        object: ObjectId,
+        key: &RootKey,
         aad: &[u8],
         sealed: &Sealed,
     ) -> Result<Secret, Failure> {
-        let open = |functions: &Functions, session: &Session, key| {
+        self.by((key, aad), HsmError::Unverified, |functions, session, key| {
             functions.open(session, key, &sealed.iv, aad, &sealed.bytes)
-        };
-        if is_check(aad) {
-            self.with(Kind::RootKey, object, HsmError::Unverified, open)
-        } else {
-            self.with_session_key(object, HsmError::Unverified, open)
+        })
+    }
+
+    /// Runs `operation` with the handle by which that root key is used.
+    fn by<T>(
+        &mut self,
+        (key, aad): (&RootKey, &[u8]),
+        unverified: HsmError,
+        operation: impl FnMut(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
+    ) -> Result<T, Failure> {
+        match &key.wrapped {
+            Some(wrapped) => self.with_wrapped((key.object, wrapped), unverified, operation),
+            None if is_check(aad) => self.with(Kind::RootKey, key.object, unverified, operation),
+            None => self.with_session_key(key.object, unverified, operation),
         }
     }
 

@@ -100,6 +100,7 @@ fn shown(token: &Token) -> Shown {
         root_keys: token.shown(Kind::RootKey),
         import_pairs: token.shown(Kind::ImportPair),
         signers: token.shown(Kind::Signer),
+        master_keys: token.shown(Kind::MasterKey),
         doubled: token.doubled().iter().copied().collect(),
         unlike: token.unlike().iter().copied().collect(),
         copying: token.said_of_copying(),
@@ -134,6 +135,14 @@ fn answer(worker: &mut Worker, ask: Ask) -> Answer {
     let said = match ask {
         Ask::Crypt(items, _withheld) => Said::Crypted(done(|reply| run(Work::Crypt(items, reply)))),
         Ask::Generate(object) => Said::Sealed(done(|reply| run(Work::Generate(object, reply)))),
+        Ask::MakeMaster(object) => Said::Done(done(|reply| run(Work::MakeMaster(object, reply)))),
+        Ask::TryWrapping(master) => {
+            let master = master.first().copied();
+            Said::Done(done(|reply| run(Work::TryWrapping(master, reply))))
+        }
+        Ask::GenerateWrapped { object, master } => {
+            Said::Wrapped(done(|reply| run(Work::GenerateWrapped { object, master, reply })))
+        }
         Ask::GenerateImportPair(object) => {
             Said::Bytes(done(|reply| run(Work::GenerateImportPair(object, reply))))
         }
@@ -159,7 +168,7 @@ fn answer(worker: &mut Worker, ask: Ask) -> Answer {
         Ask::MakeSigner(object) => Said::Bytes(done(|reply| run(Work::MakeSigner(object, reply)))),
         Ask::SignerKey(object) => Said::Bytes(done(|reply| run(Work::SignerKey(object, reply)))),
         Ask::Sign(object, hash) => Said::Bytes(done(|reply| run(Work::Sign(object, hash, reply)))),
-        Ask::Destroy(object) => Said::Destroyed(done(|reply| run(Work::Destroy(object, reply)))),
+        Ask::Destroy(object) => Said::Done(done(|reply| run(Work::Destroy(object, reply)))),
         Ask::RoundTrip => {
             let took: Result<Duration, _> = done(|reply| run(Work::RoundTrip(reply)));
             Said::Took(took.map(|took| u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)))

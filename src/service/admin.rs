@@ -40,6 +40,8 @@ pub struct HsmReport {
     pub disagreement: Disagreement,
     /// Object files of the token that are empty.
     pub torn: TornFiles,
+    /// Why no root key can be made, although the HSM can be used; `None` if they can.
+    pub wrapping_problem: Option<String>,
     /// How long a round trip took just now; `None` if it did not work.
     pub round_trip: Option<Duration>,
 }
@@ -96,6 +98,7 @@ impl Service {
                 Some(Ok(torn)) => TornFiles::Found(torn),
                 Some(Err(_)) => TornFiles::Unreadable,
             },
+            wrapping_problem: self.masters.trouble(),
             round_trip: round_trip.ok(),
         };
         Answer::about(report, "")

@@ -24,7 +24,8 @@ use crate::store::{Change, Intent, IntentStage, Purged};
 pub struct Disagreement {
     /// Objects that nothing in the store names. Never destroyed.
     pub orphans: Vec<ObjectId>,
-    /// Key versions whose object the token does not show.
+    /// Key versions whose object the token does not show. Of those that are kept wrapped it is
+    /// their master key, which is here once, with how many they are.
     pub missing: Vec<(ObjectId, String)>,
     /// Key versions whose object does not open what it sealed, or is not as root keys are
     /// made. Not used.
@@ -36,6 +37,8 @@ pub struct Disagreement {
     pub resurrected: Vec<(ObjectId, String)>,
     /// Changes that a crash or the HSM cut short and that are not undone yet.
     pub unfinished: Vec<(ObjectId, String)>,
+    /// How many key versions are kept wrapped.
+    pub wrapped: usize,
 }
 
 /// What was found out about objects that the token shows.
@@ -51,6 +54,11 @@ pub(super) struct Findings {
 impl Findings {
     pub(super) fn new(purged: HashMap<ObjectId, Purged>) -> Self {
         Self { purged: Mutex::new(purged), ..Self::default() }
+    }
+
+    /// The wrapped form of a version was found not to be what it was.
+    pub(super) fn note_damaged(&self, object: ObjectId) {
+        self.wrong.lock().insert(object);
     }
 
     /// A key was purged: its objects are not to come again.
@@ -72,6 +80,7 @@ impl Service {
             if ready {
                 self.destroy_again().await;
                 self.undo_intents().await;
+                self.try_wrapping().await;
                 self.compare().await;
             }
             match tokio::time::timeout(COMPARE_EVERY, health.changed()).await {
@@ -95,9 +104,13 @@ impl Service {
         let is_stray = |id: &ObjectId| !named.contains(id) && !begun.contains(id);
         let shown_pairs = self.hsm.import_pairs().unwrap_or_default();
         let signers = self.hsm.signers().unwrap_or_default();
+        let shown_masters = self.hsm.master_keys().unwrap_or_default();
+        let masters = self.masters.objects();
+        let under = self.wrapped_under();
         let mut orphans: Vec<_> = shown.iter().copied().filter(is_stray).collect();
         orphans.extend(shown_pairs.iter().filter(|id| !pairs.contains(id) && is_stray(id)));
         orphans.extend(signers.iter().filter(|id| Some(**id) != signer));
+        orphans.extend(shown_masters.iter().filter(|id| !masters.contains(id) && is_stray(id)));
         orphans.sort_unstable();
         let mut wrong = self.findings.wrong.lock().clone();
         wrong.extend(self.hsm.unlike().unwrap_or_default());
@@ -105,10 +118,21 @@ impl Service {
             let which = versions().filter(|(_, version)| which(&version.object));
             which.map(|(key, version)| (version.object, key.version_name(version.id))).collect()
         };
+        let is_missing =
+            |id: &ObjectId| !shown.contains(id) && !begun.contains(id) && !wrong.contains(id);
+        let missing = versions()
+            .filter(|(_, version)| version.wrapped.is_none() && is_missing(&version.object))
+            .map(|(key, version)| (version.object, key.version_name(version.id)));
+        let mut missing: Vec<_> = missing.collect();
+        let no_master = under.iter().filter(|(master, _)| !shown_masters.contains(master));
+        missing.extend(
+            no_master.map(|(master, n)| (*master, format!("the master key of {n} key versions"))),
+        );
         let resurrected = self.findings.resurrected.lock().clone();
         Some(Disagreement {
             orphans,
-            missing: of(&|id| !shown.contains(id) && !begun.contains(id) && !wrong.contains(id)),
+            missing,
+            wrapped: under.values().sum(),
             wrong: of(&|id| wrong.contains(id)),
             doubled: self.hsm.doubled().unwrap_or_default(),
             resurrected: resurrected.into_iter().collect(),
@@ -152,8 +176,7 @@ impl Service {
     async fn compare(&self) {
         self.check_all().await;
         let Some(found) = self.disagreement() else { return };
-        let Disagreement { orphans, missing, wrong, doubled, resurrected: _, unfinished: _ } =
-            found;
+        let Disagreement { orphans, missing, wrong, doubled, .. } = found;
         if !orphans.is_empty() {
             let orphans = orphans.len();
             tracing::warn!(orphans, "objects in the token belong to no key; they are left alone");
@@ -176,11 +199,13 @@ impl Service {
         }
     }
 
-    /// Opens the check value of every version. What does not open is not used any more.
+    /// Opens the check value of every version in the token. What does not open is not used
+    /// any more. Those that are kept wrapped are looked at whenever they are unwrapped.
     async fn check_all(&self) {
         let mut suspects = Vec::new();
         for key in self.registry.all() {
-            suspects.extend(of_key(&key).map(|(key, version)| (key.id, version.clone())));
+            let in_token = of_key(&key).filter(|(_, version)| version.wrapped.is_none());
+            suspects.extend(in_token.map(|(key, version)| (key.id, version.clone())));
         }
         // Twice: nobody's key is withheld for something that passed.
         for _ in 0..2 {
@@ -229,13 +254,14 @@ fn of_key(key: &Key) -> impl Iterator<Item = (&Key, &Version)> {
 /// Whether the object is to blame, and not the moment.
 fn is_of_object(error: &HsmError) -> bool {
     match error {
-        HsmError::Unverified | HsmError::Missing | HsmError::Refused(_) => true,
+        HsmError::Unverified | HsmError::Missing | HsmError::Refused(_) | HsmError::Damaged => true,
         HsmError::Overloaded
         | HsmError::Deadline
         | HsmError::Unavailable
         | HsmError::Material
         | HsmError::NonceUnverified
-        | HsmError::Nonce => false,
+        | HsmError::Nonce
+        | HsmError::NoWrapping(_) => false,
     }
 }
 

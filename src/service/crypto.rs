@@ -12,7 +12,7 @@ use super::{Asked, Caller, Method, Service, details, refused};
 use crate::domain::{Aad, Event, Key, KeyAction, KeyName, Malformed, Outcome, VersionId};
 use crate::envelope::{self, DEK_BYTES, Unverified, Wrapped};
 use crate::error::Error;
-use crate::hsm::{Crypt, Crypted, Sealed};
+use crate::hsm::{Crypt, Crypted, HsmError, RootKey, Sealed};
 use crate::secret::Secret;
 
 /// What is asked about one DEK.
@@ -200,10 +200,22 @@ impl Service {
                 Some(error) => Err(error),
                 None => done.next().expect("the HSM answers every item"),
             };
-            let crypted = crypted.map_err(|error| Error::from(error).about(key.name()))?;
+            let crypted = crypted.map_err(|error| {
+                if error == HsmError::Damaged {
+                    self.note_damaged(&key, version);
+                }
+                Error::from(error).about(key.name())
+            })?;
             Ok((finish(key, action, version, reseal, crypted)?, action))
         });
         answers.collect()
+    }
+
+    /// For `rootkeyctl doctor`.
+    fn note_damaged(&self, key: &Key, version: VersionId) {
+        if let Some(version) = key.version(version) {
+            self.findings.note_damaged(version.object);
+        }
     }
 
     /// The same questions as before the HSM call, asked of what holds now. An unwrap
@@ -272,15 +284,15 @@ fn prepare(
     action: DekAction,
 ) -> Result<Permitted, Unverified> {
     let primary = key.primary();
-    let (newest, newest_object) = (primary.id, primary.object);
+    let (newest, newest_key) = (primary.id, || RootKey::from(primary));
     let bound = |version| envelope::authenticated(key.id, version, aad);
     let permitted_action = action_of(&action);
     let (version, reseal, crypt) = match action {
         DekAction::Wrap(dek) => {
-            (newest, None, Crypt::Seal { object: newest_object, aad: bound(newest), dek })
+            (newest, None, Crypt::Seal { key: newest_key(), aad: bound(newest), dek })
         }
         DekAction::Generate(length) => {
-            (newest, None, Crypt::Generate { object: newest_object, aad: bound(newest), length })
+            (newest, None, Crypt::Generate { key: newest_key(), aad: bound(newest), length })
         }
         DekAction::Unwrap(bytes) | DekAction::Rewrap(bytes) => {
             let wrapped = Wrapped::decode(&bytes)?;
@@ -289,10 +301,10 @@ fn prepare(
             let again = permitted_action == KeyAction::Rewrap || version.id != newest;
             let reseal = again.then_some(newest);
             let crypt = Crypt::Open {
-                object: version.object,
+                key: version.into(),
                 aad: bound(version.id),
                 sealed: Sealed { iv: wrapped.iv, bytes: wrapped.sealed.to_vec() },
-                reseal: reseal.map(|newest| (newest_object, bound(newest))),
+                reseal: reseal.map(|newest| (newest_key(), bound(newest))),
             };
             (version.id, reseal, crypt)
         }

@@ -16,10 +16,9 @@ use crate::domain::import::SealedMaterial;
 use crate::domain::policy::Making;
 use crate::domain::{
     Event, History, InstanceId, Key, KeyDetails, KeyId, KeyName, KeyRingId, KeyState, Malformed,
-    Moment, ObjectId, RotationPeriod, Timestamp, Version, VersionId,
+    Moment, RotationPeriod, Timestamp, VersionId,
 };
 use crate::error::{Error, Reason};
-use crate::hsm::Sealed;
 use crate::store::{Change, KeyWrite};
 
 /// What a new key shall be.
@@ -104,7 +103,7 @@ impl Service {
         let imported = material.is_some();
         let purpose = format!("create instances/{instance}/keys/{id}");
         let material = self.material(&instance, material)?;
-        let (object, check_value) = self.make_object(id, purpose, material).await?;
+        let made = self.make_object(id, purpose, material).await?;
         let policies = self.tenants.find(&instance)?.info().policies.clone();
         let now = self.now();
         let key = Arc::new(Key {
@@ -114,7 +113,7 @@ impl Service {
             details,
             imported,
             history: History::begun(now.time, expires),
-            versions: Arc::from([version(id.into(), object, &check_value, now)]),
+            versions: Arc::from([made.version(id.into(), now.time)]),
             created_by: call.principal.as_str().into(),
             updated: None,
             rotated: None,
@@ -128,17 +127,17 @@ impl Service {
         event.details.push(("imported".into(), imported.to_string()));
         let change = Change {
             key: Some(KeyWrite::Insert(Arc::clone(&key))),
-            end: vec![object],
+            end: made.intent().into_iter().collect(),
             request: remembered(call, request, id, now.time),
             events: vec![event.clone()],
             ..Change::default()
         };
         if let Err(error) = self.store.commit(change).await {
-            self.abandon(object);
+            self.abandon_made(&made);
             return Err(error.into());
         }
         failpoint!("create.committed");
-        self.intents.end(object);
+        self.named(&made);
         self.registry.insert(Arc::clone(&key));
         failpoint!("create.published");
         self.publish(vec![event]).await;
@@ -200,7 +199,7 @@ impl Service {
         let material = self.material(&key.instance, material)?;
         // The HSM may take its time: other changes of the key need not wait,
         // and what they did is looked at again below.
-        let (object, check_value) = self.make_object(key.id, purpose, material).await?;
+        let made = self.make_object(key.id, purpose, material).await?;
         let rotated = async {
             let _changing = within(rotator.deadline(self), slot.changing.lock()).await?;
             let key = slot.key();
@@ -209,11 +208,11 @@ impl Service {
             if matches!(rotator, Rotator::Policy) {
                 check_due(&key, now)?;
             }
-            let added = version(id, object, &check_value, now);
+            let added = made.version(id, now.time);
             let new = Arc::new(key.rotated(added, now, self.settings.profile)?);
             let event = rotator.event(self, &new, now);
             let change = Change {
-                end: vec![object],
+                end: made.intent().into_iter().collect(),
                 request: rotator.remembered(key.id, now.time),
                 events: vec![event.clone()],
                 ..Change::default()
@@ -224,12 +223,12 @@ impl Service {
         };
         match rotated.await {
             Ok((key, event)) => {
-                self.intents.end(object);
+                self.named(&made);
                 self.publish(vec![event]).await;
                 Ok(key)
             }
             Err(error) => {
-                self.abandon(object);
+                self.abandon_made(&made);
                 Err(error)
             }
         }
@@ -309,9 +308,4 @@ fn check_due(key: &Key, now: Moment) -> Result<(), Error> {
     let due =
         key.state(now) == KeyState::Active && key.rotation_due().is_some_and(|d| d <= now.time);
     if due { Ok(()) } else { Err(super::interrupted()) }
-}
-
-fn version(id: VersionId, object: ObjectId, check_value: &Sealed, now: Moment) -> Version {
-    let check_value = [&check_value.iv[..], &check_value.bytes].concat().into_boxed_slice();
-    Version { id, object, check_value, created: now.time }
 }

@@ -23,6 +23,7 @@ mod instances;
 mod keys;
 mod listing;
 mod making;
+mod masters;
 mod proof;
 mod purge;
 mod reconcile;
@@ -73,7 +74,7 @@ use crate::clock::{Clock, ClockSource, Trust};
 use crate::domain::event::DAEMON;
 use crate::domain::{
     Binding, Bindings, Event, Gift, Instance, InstanceId, Ipv4Net, Key, KeyAction, KeyState,
-    Moment, Outcome, Permission, PrincipalId, Profile, Timestamp,
+    Moment, Outcome, Permission, PrincipalId, Profile, Residency, Timestamp,
 };
 use crate::error::{Error, Reason};
 use crate::hsm::Hsm;
@@ -81,6 +82,7 @@ use crate::store::{Change, InstanceWrite, PositionWrite, Snapshot, Store};
 use agreement::Findings;
 use campaigns::Campaigns;
 use keys::TAKES_AWAY;
+use masters::Masters;
 use reconcile::Intents;
 use recovery::{Recovery, Rest};
 use registry::{Registry, Slot};
@@ -170,6 +172,8 @@ pub struct Settings {
     pub profile: Profile,
     /// What a key's CRN begins with: `{prefix}:{instance}:key:{uuid}`.
     pub crn_prefix: String,
+    /// Where key material is that is made from now on.
+    pub residency: Residency,
     /// Longest time that an object may take to be made or destroyed in the HSM.
     pub object_deadline: Duration,
     /// What the policy `allowed_network` calls private.
@@ -207,6 +211,7 @@ pub struct Service {
     all_bindings: Mutex<Vec<Arc<Binding>>>,
     operators: Vec<PrincipalId>,
     intents: Intents,
+    masters: Masters,
     findings: Findings,
     /// Keys under which DEKs were unwrapped since that was last written down.
     unwrapped: Mutex<Vec<Arc<Slot>>>,
@@ -248,6 +253,7 @@ impl Service {
             rings,
             bindings,
             configured: taken_over,
+            master_keys,
             import_tokens,
             registered,
             wrap_grants,
@@ -268,6 +274,7 @@ impl Service {
         rest.published = published.into_iter().map(|(event, _)| event.id).collect();
         let service = Arc::new(Self {
             intents: Intents::new(intents, &keys),
+            masters: Masters::new(master_keys),
             findings: Findings::new(purged),
             registry: Registry::new(keys, &registered, &wrap_grants, &unwrapped),
             tenants: Tenants::new(instances, rings, import_tokens),

@@ -108,7 +108,9 @@ impl Service {
                 | HsmError::Material
                 | HsmError::NonceUnverified
                 | HsmError::Nonce
-                | HsmError::Refused(_)),
+                | HsmError::Refused(_)
+                | HsmError::NoWrapping(_)
+                | HsmError::Damaged),
             ) => Err(error.into()),
         }
     }
@@ -138,7 +140,9 @@ impl Service {
                 | HsmError::Material
                 | HsmError::NonceUnverified
                 | HsmError::Nonce
-                | HsmError::Refused(_)),
+                | HsmError::Refused(_)
+                | HsmError::NoWrapping(_)
+                | HsmError::Damaged),
             ) => Err(error.into()),
         }
     }
@@ -187,7 +191,9 @@ impl Service {
             | HsmError::Material
             | HsmError::NonceUnverified
             | HsmError::Nonce
-            | HsmError::Refused(_) => error.into(),
+            | HsmError::Refused(_)
+            | HsmError::NoWrapping(_)
+            | HsmError::Damaged => error.into(),
         })?;
         let (audit, note) = (self.audit.clone(), checkpoint.signed(&key, &signature));
         within(deadline, aside(move || audit.add_checkpoint(snapshot, &note))).await???;

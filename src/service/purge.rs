@@ -54,7 +54,8 @@ impl Service {
         }
         let key = if key.history.purging.is_some() { key } else { self.begin_purge(slot).await? };
         failpoint!("purge.begun");
-        let objects: Vec<ObjectId> = key.versions.iter().map(|version| version.object).collect();
+        self.retire_wrapped(&key);
+        let objects: Vec<ObjectId> = objects_in_token(&key).collect();
         for object in &objects {
             self.wipe(*object).await.map_err(|error| error.about(name.clone()))?;
             failpoint!("purge.wiped");
@@ -86,6 +87,15 @@ impl Service {
         Ok(now.time)
     }
 
+    /// Of versions that are kept wrapped no session objects stay in the HSM.
+    fn retire_wrapped(&self, key: &Key) {
+        let wrapped = key.versions.iter().filter(|version| version.wrapped.is_some());
+        let objects: Vec<_> = wrapped.map(|version| version.object).collect();
+        if !objects.is_empty() {
+            self.hsm.retire(&objects);
+        }
+    }
+
     /// The point of no return.
     async fn begin_purge(&self, slot: &Slot) -> Result<Arc<Key>, Error> {
         let key = slot.key();
@@ -96,8 +106,8 @@ impl Service {
             let message = "the HSM cannot be used now; nothing was purged";
             return Err(Error::new(Reason::HsmUnavailable, message).about(key.name()));
         }
-        let intents = new.versions.iter().map(|version| Intent {
-            object: version.object,
+        let intents = objects_in_token(&new).map(|object| Intent {
+            object,
             key: new.id,
             stage: IntentStage::Destroying,
             begun: now.time,
@@ -109,13 +119,19 @@ impl Service {
         }
         let begun = self.put(slot, &new, Effect::Tighten, Change { begin, ..Change::default() });
         if let Err(error) = begun.await {
-            for version in new.versions.iter() {
-                self.intents.end(version.object);
+            for object in objects_in_token(&new) {
+                self.intents.end(object);
             }
             return Err(error);
         }
         Ok(new)
     }
+}
+
+/// Of versions that are kept wrapped nothing is in the token: they go with their rows.
+fn objects_in_token(key: &Key) -> impl Iterator<Item = ObjectId> {
+    let versions = key.versions.iter().filter(|version| version.wrapped.is_none());
+    versions.map(|version| version.object)
 }
 
 impl Purger<'_> {

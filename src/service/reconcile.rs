@@ -14,7 +14,10 @@ use uuid::Uuid;
 
 use super::{Service, daemon_event};
 use crate::domain::import_token::NONCE_BYTES;
-use crate::domain::{Event, Key, KeyId, ObjectId, SealedMaterial};
+use crate::domain::{
+    Event, Key, KeyId, ObjectId, Residency, SealedMaterial, Timestamp, Version, VersionId,
+    WrappedKey,
+};
 use crate::error::{Error, Reason};
 use crate::hsm::{HsmError, Sealed};
 use crate::store::{Change, Intent, IntentStage};
@@ -42,6 +45,28 @@ pub(super) enum Material {
         /// What the importer sent.
         sealed: SealedMaterial,
     },
+}
+
+/// A root key that the HSM made and no key names yet.
+pub(super) struct Made {
+    object: ObjectId,
+    check_value: Sealed,
+    /// Unset if it is an object of the token, whose intent is open.
+    wrapped: Option<Arc<WrappedKey>>,
+}
+
+impl Made {
+    /// As a version of a key.
+    pub(super) fn version(&self, id: VersionId, created: Timestamp) -> Version {
+        let Self { object, check_value: Sealed { iv, bytes }, wrapped } = self;
+        let check_value = [&iv[..], bytes].concat().into();
+        Version { id, object: *object, check_value, created, wrapped: wrapped.clone() }
+    }
+
+    /// The intent that ends when a key names it.
+    pub(super) fn intent(&self) -> Option<ObjectId> {
+        self.wrapped.is_none().then_some(self.object)
+    }
 }
 
 impl Intents {
@@ -115,13 +140,17 @@ impl Intents {
 impl Service {
     /// Makes a root key object under an intent: the intent is durable before the
     /// HSM is asked. The caller ends the intent with the commit that names the
-    /// object, or abandons it.
+    /// object, or abandons it. Of one that is wrapped nothing is left in the HSM, so
+    /// there is no intent.
     pub(super) async fn make_object(
         self: &Arc<Self>,
         key: KeyId,
         purpose: String,
         material: Material,
-    ) -> Result<(ObjectId, Sealed), Error> {
+    ) -> Result<Made, Error> {
+        if self.is_wrapped(&material) {
+            return self.make_wrapped().await;
+        }
         for _ in 1..OBJECT_TRIES {
             match self.make_one_object(key, purpose.clone(), material.clone()).await {
                 // The token made it badly: it is undone, and another one is made.
@@ -139,7 +168,7 @@ impl Service {
         key: KeyId,
         purpose: String,
         material: Material,
-    ) -> Result<(ObjectId, Sealed), Error> {
+    ) -> Result<Made, Error> {
         let object = ObjectId::from(Uuid::new_v4());
         let (stage, begun) = (IntentStage::Creating, self.now().time);
         self.begin_intent(Intent { object, key, stage, begun, purpose }).await?;
@@ -154,10 +183,27 @@ impl Service {
         match made {
             Ok(check_value) => {
                 failpoint!("object.made");
-                Ok((object, check_value))
+                Ok(Made { object, check_value, wrapped: None })
             }
             Err(error) => Err(self.not_made(object, error)),
         }
+    }
+
+    /// Whether material of that origin is kept wrapped.
+    fn is_wrapped(&self, material: &Material) -> bool {
+        match (self.settings.residency, material) {
+            (Residency::Wrapped, Material::Generate) => true,
+            (Residency::Token, _) | (Residency::Wrapped, Material::Import { .. }) => false,
+        }
+    }
+
+    async fn make_wrapped(self: &Arc<Self>) -> Result<Made, Error> {
+        let (object, master) = (ObjectId::from(Uuid::new_v4()), self.master().await?);
+        let deadline = Instant::now() + self.settings.object_deadline;
+        let made = self.hsm.generate_wrapped((object, master), deadline).await;
+        let (wrapped, check_value) = made.map_err(|error| self.not_wrapped(master, error))?;
+        failpoint!("object.wrapped");
+        Ok(Made { object, check_value, wrapped: Some(Arc::new(wrapped)) })
     }
 
     /// Makes an intent durable, and notes that somebody is at work on it.
@@ -188,6 +234,20 @@ impl Service {
     pub(super) async fn wipe(&self, object: ObjectId) -> Result<(), Error> {
         let deadline = Instant::now() + self.settings.object_deadline;
         Ok(self.hsm.destroy(object, deadline).await?)
+    }
+
+    /// A key names what was made.
+    pub(super) fn named(&self, made: &Made) {
+        if let Some(object) = made.intent() {
+            self.intents.end(object);
+        }
+    }
+
+    /// No key names what was made.
+    pub(super) fn abandon_made(self: &Arc<Self>, made: &Made) {
+        if let Some(object) = made.intent() {
+            self.abandon(object);
+        }
     }
 
     /// Gives an object up that no key names: it is destroyed, now or later.

@@ -13,8 +13,9 @@ use super::{
 use crate::domain::deletion::Authorization;
 use crate::domain::key::tests::key_at;
 use crate::domain::{
-    Crn, Event, Key, KeyDetails, KeyId, Moment, ObjectId, Outcome, Registration, RegistrationId,
-    ResourceKind, RotationPeriod, RunTime, Timestamp, Version, VersionId,
+    Crn, Event, Key, KeyDetails, KeyId, MasterKey, Moment, ObjectId, Outcome, Registration,
+    RegistrationId, ResourceKind, RotationPeriod, RunTime, Timestamp, Version, VersionId,
+    WrappedKey,
 };
 
 /// Runs the suite; `open` opens the store in a directory.
@@ -51,6 +52,7 @@ fn key(number: u8) -> Key {
         object: ObjectId::from_bytes([number ^ 0x80; 16]),
         check_value: vec![number; 30].into(),
         created: T0,
+        wrapped: None,
     };
     Key { id, versions: Arc::from([version]), ..base }
 }
@@ -108,18 +110,26 @@ async fn keys_load_as_they_were_written(
     full.history.destroyed = Some(M0);
     full.rotated = Some(M0);
     let older = full.versions[0].clone();
+    let master = ObjectId::from_bytes([0x77; 16]);
     let newer = Version {
         id: VersionId::from_bytes([0x55; 16]),
         object: ObjectId::from_bytes([0x66; 16]),
+        wrapped: Some(Arc::new(WrappedKey::new(master, vec![5; 40]).unwrap())),
         ..older.clone()
     };
     full.versions = Arc::from([older, newer]);
     store.commit(insert(&plain)).await.unwrap();
+    // Nothing is wrapped under what the store does not know.
+    assert!(matches!(store.commit(insert(&full)).await, Err(StoreError::Conflict)));
+    let master_key = Some(MasterKey { object: master, created: T0 });
+    store.commit(Change { master_key, ..Change::default() }).await.unwrap();
     store.commit(insert(&full)).await.unwrap();
 
     store.close();
     let store = open(directory.path());
-    let mut loaded = store.load().unwrap().keys;
+    let snapshot = store.load().unwrap();
+    assert_eq!(snapshot.master_keys, [MasterKey { object: master, created: T0 }]);
+    let mut loaded = snapshot.keys;
     loaded.sort_by_key(|key| key.id);
     assert_eq!(loaded, [plain.clone(), full]);
     assert!(matches!(store.commit(insert(&plain)).await, Err(StoreError::Conflict)));

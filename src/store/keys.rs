@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rusqlite::{Connection, Row, named_params, params};
+use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator;
+use rusqlite::{Connection, Row, Rows, named_params, params};
 use uuid::Uuid;
 
 use super::rows::{
@@ -14,7 +15,7 @@ use super::{Purged, StoreError, Tombstone, bindings};
 use crate::domain::deletion::Authorization;
 use crate::domain::{
     Alias, Area, History, Key, KeyDetails, KeyId, Malformed, ObjectId, PrincipalId, RotationPeriod,
-    Scope, Timestamp, Version, VersionId,
+    Scope, Timestamp, Version, VersionId, WrappedKey,
 };
 
 /// Adds a key.
@@ -135,11 +136,12 @@ fn insert_aliases(transaction: &Connection, key: &Key) -> Result<()> {
 }
 
 fn insert_versions(transaction: &Connection, key: &Key, known: usize) -> Result<()> {
-    let sql = "INSERT INTO key_versions (key, position, id, object, check_value, created)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    let sql = "INSERT INTO key_versions (key, position, id, object, check_value, created, master,
+                   wrapped)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
     let mut statement = transaction.prepare_cached(sql)?;
     for (position, version) in key.versions.iter().enumerate().skip(known) {
-        let Version { id, object, check_value, created } = version;
+        let Version { id, object, check_value, created, wrapped } = version;
         statement.execute(params![
             key.id.as_bytes(),
             position,
@@ -147,6 +149,8 @@ fn insert_versions(transaction: &Connection, key: &Key, known: usize) -> Result<
             object.as_bytes(),
             &**check_value,
             created.as_micros(),
+            wrapped.as_ref().map(|wrapped| wrapped.master.as_bytes()),
+            wrapped.as_ref().map(|wrapped| wrapped.blob()),
         ])?;
     }
     Ok(())
@@ -239,32 +243,37 @@ pub(super) fn load_wrap_grants(connection: &Connection) -> Result<HashMap<Versio
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Every key, with its aliases and versions.
+/// Every key, with its aliases and versions. The three tables are read side by side in the
+/// order of their keys, since a query for each of a million keys takes its time.
 pub(super) fn load_keys(connection: &Connection) -> Result<Vec<Key>> {
     let mut aliases =
-        connection.prepare("SELECT alias FROM aliases WHERE key = ?1 ORDER BY position")?;
+        connection.prepare("SELECT key, alias FROM aliases ORDER BY key, position")?;
     let mut versions = connection.prepare(
-        "SELECT id, object, check_value, created, position FROM key_versions WHERE key = ?1
-         ORDER BY position",
+        "SELECT key, id, object, check_value, created, master, wrapped, position
+         FROM key_versions ORDER BY key, position",
     )?;
-    let mut statement = connection.prepare("SELECT * FROM keys")?;
+    let mut statement = connection.prepare("SELECT * FROM keys ORDER BY id")?;
     let mut rows = statement.query([])?;
+    let (mut alias_rows, mut version_rows) = (aliases.query([])?, versions.query([])?);
+    // Each is at the first row that was not taken yet.
+    alias_rows.advance()?;
+    version_rows.advance()?;
     let mut keys = Vec::new();
     while let Some(row) = rows.next()? {
         let id: [u8; 16] = row.get("id")?;
         let named = |what| corrupt("keys", &id, what);
-        let mut alias_rows = aliases.query([id])?;
         let mut key_aliases = Vec::new();
-        while let Some(row) = alias_rows.next()? {
+        while let Some(row) = row_of(&alias_rows, id)? {
             key_aliases.push(parsed::<Alias>(row, "alias", &named)?);
+            alias_rows.advance()?;
         }
-        let mut version_rows = versions.query([id])?;
         let mut key_versions = Vec::new();
-        while let Some(row) = version_rows.next()? {
+        while let Some(row) = row_of(&version_rows, id)? {
             if row.get::<_, usize>("position")? != key_versions.len() {
                 return Err(named("has a gap in its versions"));
             }
-            key_versions.push(version(row)?);
+            key_versions.push(version(row, &named)?);
+            version_rows.advance()?;
         }
         if key_versions.is_empty() {
             return Err(named("has no version"));
@@ -272,6 +281,12 @@ pub(super) fn load_keys(connection: &Connection) -> Result<Vec<Key>> {
         keys.push(key(row, key_aliases, key_versions.into())?);
     }
     Ok(keys)
+}
+
+/// The row that `rows` is at, if it is that key's.
+fn row_of<'rows>(rows: &'rows Rows<'_>, key: [u8; 16]) -> Result<Option<&'rows Row<'rows>>> {
+    let Some(row) = rows.get() else { return Ok(None) };
+    Ok((row.get::<_, [u8; 16]>("key")? == key).then_some(row))
 }
 
 fn key(row: &Row<'_>, aliases: Vec<Alias>, versions: Arc<[Version]>) -> Result<Key> {
@@ -327,13 +342,22 @@ fn authorization(
     }
 }
 
-fn version(row: &Row<'_>) -> Result<Version> {
+fn version(row: &Row<'_>, named: &dyn Fn(&'static str) -> RowError) -> Result<Version> {
     let check_value: Vec<u8> = row.get("check_value")?;
+    let wrapped = match (row.get("master")?, row.get("wrapped")?) {
+        (None, None) => None,
+        (Some(master), Some(blob)) => {
+            let wrapped = WrappedKey::new(ObjectId::from_bytes(master), blob);
+            Some(Arc::new(wrapped.map_err(|malformed| named(malformed.problem))?))
+        }
+        (Some(_), None) | (None, Some(_)) => return Err(named("has half of a wrapped key")),
+    };
     Ok(Version {
         id: VersionId::from_bytes(row.get("id")?),
         object: ObjectId::from_bytes(row.get("object")?),
         check_value: check_value.into(),
         created: Timestamp::from_micros(row.get("created")?),
+        wrapped,
     })
 }
 

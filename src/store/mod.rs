@@ -14,6 +14,7 @@ mod instances;
 mod intents;
 mod key_events;
 mod keys;
+mod master_keys;
 mod outbox;
 mod owner;
 mod position;
@@ -35,8 +36,8 @@ pub use sqlite::Sqlite;
 
 use crate::domain::{
     Binding, BindingId, Campaign, CrnPattern, Event, Gift, ImportToken, Instance, InstanceId, Key,
-    KeyEvent, KeyId, KeyRing, LogPosition, NewKeyEvent, ObjectId, PrincipalId, Registered,
-    Registration, RegistrationId, ResourceKind, RunTime, Timestamp, VersionId,
+    KeyEvent, KeyId, KeyRing, LogPosition, MasterKey, NewKeyEvent, ObjectId, PrincipalId,
+    Registered, Registration, RegistrationId, ResourceKind, RunTime, Timestamp, VersionId,
 };
 
 /// The store could not do what was asked.
@@ -161,6 +162,8 @@ pub struct Snapshot {
     pub bindings: Vec<Binding>,
     /// What was taken over from the configuration, in no order.
     pub configured: Vec<Gift>,
+    /// Oldest first.
+    pub master_keys: Vec<MasterKey>,
     /// At most one of an instance.
     pub import_tokens: Vec<ImportToken>,
     /// How many resources are registered against each key that has any.
@@ -323,6 +326,8 @@ pub struct Change {
     pub ring: Option<RingWrite>,
     /// The binding that is added or taken away.
     pub binding: Option<BindingWrite>,
+    /// The master key that was made.
+    pub master_key: Option<MasterKey>,
     /// The import token of an instance, as it shall be.
     pub import_token: Option<ImportTokenWrite>,
     /// The registration that is added, altered or taken away.

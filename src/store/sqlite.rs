@@ -22,8 +22,8 @@ use super::reserve::Reserve;
 use super::rows::RowError;
 use super::{
     Change, KeyWrite, Pending, RegistrationCount, RegistrationQuery, Request, Snapshot, Store,
-    StoreError, bindings, clock, imports, instances, intents, key_events, keys, outbox, owner,
-    position, registrations,
+    StoreError, bindings, clock, imports, instances, intents, key_events, keys, master_keys,
+    outbox, owner, position, registrations,
 };
 use crate::domain::{
     InstanceId, KeyEvent, KeyId, PrincipalId, Registration, RegistrationId, RunTime,
@@ -359,6 +359,7 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
         instance,
         ring,
         binding,
+        master_key,
         import_token,
         registration,
         wrap_grant,
@@ -372,6 +373,9 @@ fn apply(transaction: &Connection, change: &Change) -> Result<(), RowError> {
         audit_position,
         from_reserve: _,
     } = change;
+    if let Some(master) = master_key {
+        master_keys::insert(transaction, master)?;
+    }
     match key {
         Some(KeyWrite::Insert(key)) => keys::insert_key(transaction, key)?,
         Some(KeyWrite::Update { key, from }) => keys::update_key(transaction, key, *from)?,
@@ -411,6 +415,7 @@ fn load(connection: &Connection) -> Result<Snapshot, RowError> {
         rings: instances::load_rings(connection)?,
         bindings: bindings::load(connection)?,
         configured: bindings::load_configured(connection)?,
+        master_keys: master_keys::load(connection)?,
         import_tokens: imports::load(connection)?,
         registered: registrations::load_counts(connection)?,
         wrap_grants: keys::load_wrap_grants(connection)?,
@@ -488,6 +493,8 @@ fn set_up(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
     connection.pragma_update(None, "trusted_schema", "OFF")?;
+    // What is purged does not stay in free pages: it may be a wrapped root key.
+    connection.pragma_update(None, "secure_delete", "ON")?;
     connection.set_prepared_statement_cache_capacity(64);
     connection.wal_hook(Some(checkpoint))
 }
@@ -559,13 +566,14 @@ const CHECKPOINT_PAGES: std::ffi::c_int = 1000;
 /// "rkey": whose database it is.
 pub(super) const APPLICATION_ID: i64 = 0x726b_6579;
 /// The tables, from nothing to now. Never edited, only added to.
-pub(super) const MIGRATIONS: [&str; 6] = [
+pub(super) const MIGRATIONS: [&str; 7] = [
     include_str!("migrations/sqlite/0001_keys.sql"),
     include_str!("migrations/sqlite/0002_life_cycle.sql"),
     include_str!("migrations/sqlite/0003_resources.sql"),
     include_str!("migrations/sqlite/0004_access.sql"),
     include_str!("migrations/sqlite/0005_recovery.sql"),
     include_str!("migrations/sqlite/0006_owner.sql"),
+    include_str!("migrations/sqlite/0007_wrapped.sql"),
 ];
 /// Changes in one transaction.
 const MOST_TOGETHER: usize = 64;

@@ -126,13 +126,26 @@ const SIGNER: [(&str, When); 5] = [
     ("signer.made", Always),
 ];
 
+/// The master key is made with the first key that is kept wrapped.
+const WRAPPED: [(&str, When); 8] = [
+    ("intent.committed", Chaos),
+    ("hsm.master_generated", Always),
+    ("hsm.read_back", Chaos),
+    ("hsm.synchronized", Chaos),
+    ("master.made", Always),
+    ("master.committed", Always),
+    ("hsm.wrapped", Always),
+    ("object.wrapped", Always),
+];
+
 #[test]
 fn every_point_has_a_row_and_is_in_the_code_once() {
+    let once = SIGNER.iter().chain(&WRAPPED);
     let tried = ROWS.iter().map(|(_, point, ..)| *point);
-    let tried: BTreeSet<_> = tried.chain(SIGNER.iter().map(|(point, _)| *point)).collect();
+    let tried: BTreeSet<_> = tried.chain(once.clone().map(|(point, _)| *point)).collect();
     let always = ROWS.iter().filter(|(.., when)| *when == Always).map(|(_, point, ..)| *point);
-    let signer = SIGNER.iter().filter(|(_, when)| *when == Always).map(|(point, _)| *point);
-    let always: BTreeSet<_> = always.chain(signer).collect();
+    let once = once.filter(|(_, when)| *when == Always).map(|(point, _)| *point);
+    let always: BTreeSet<_> = always.chain(once).collect();
     let known = BTreeSet::from(POINTS);
     assert_eq!(tried, known);
     assert_eq!(always, known, "in every run");
@@ -604,6 +617,50 @@ async fn kill_9_while_the_signer_is_made_leaves_one_signer() {
         }
     }
     chaos::report("kill -9 while the signer is made", seen);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_while_the_first_wrapped_key_is_made_leaves_one_master_key_and_no_other_object() {
+    let (rounds, full) = (chaos::rounds(1, 25), chaos::rounds(0, 1) == 1);
+    let mut seen = Seen::default();
+    for _ in 0..rounds {
+        for (point, when) in WRAPPED {
+            if when == Chaos && !full {
+                continue;
+            }
+            let mut daemon = Daemon::start_edited(|config| {
+                config.replacen("[hsm]\n", "[hsm]\nresidency = \"wrapped\"\n", 1)
+            });
+            daemon.terminate();
+            let directory = tempfile::tempdir().unwrap();
+            let orders = directory.path().join("orders");
+            daemon.start_by(with_orders(daemon.dev(), &orders));
+            let mut admin = daemon.client("admin").await;
+            fs::write(&orders, point).unwrap();
+            let create = || pb::CreateKeyRequest {
+                parent: "instances/default".into(),
+                key: Some(pb::Key { display_name: "volumes".into(), ..Default::default() }),
+                request_id: "00000001-95c9-4a0e-8a3e-1f2d3c4b5a69".into(),
+            };
+            cut_short(point, admin.keys.create_key(create()).await);
+            daemon.ended();
+            daemon.start_by(daemon.dev());
+            let mut admin = daemon.client("admin").await;
+            let name = answered(async || admin.clone().keys.create_key(create()).await).await.name;
+            let wrapped = admin.wrap(&name, DEK, &[]).await.unwrap();
+            assert_eq!(admin.unwrap(&name, &wrapped, &[]).await.unwrap().dek, DEK, "{point}");
+            let tokens = daemon.dir.join("tokens");
+            let settled = async || {
+                let status = admin.clone().hsm_status().await;
+                let counts = (status.orphans, status.unfinished, status.missing, status.wrapped);
+                counts == (0, 0, 0, 1) && object_files(&tokens) == CANARY + SIGNER_PARTS + 1
+            };
+            daemon.until(&format!("{point}: nothing is left"), settled).await;
+            seen.faults += 1;
+            seen.checked += 1;
+        }
+    }
+    chaos::report("kill -9 while the first wrapped key is made", seen);
 }
 
 /// How long a point may take to be passed: an RSA pair is made before some.

@@ -118,6 +118,7 @@ pub(in crate::api) fn hsm_status(report: HsmReport) -> pb::HsmStatus {
         objects,
         disagreement,
         torn,
+        wrapping_problem,
         round_trip,
     } = report;
     let torn = match torn {
@@ -125,7 +126,8 @@ pub(in crate::api) fn hsm_status(report: HsmReport) -> pb::HsmStatus {
         TornFiles::NotInFiles | TornFiles::Unreadable => None,
     };
     let findings = findings(&disagreement, torn.as_deref().unwrap_or_default());
-    let Disagreement { orphans, missing, wrong, doubled, resurrected, unfinished } = disagreement;
+    let Disagreement { orphans, missing, wrong, doubled, resurrected, unfinished, wrapped } =
+        disagreement;
     let mechanisms = token.iter().flat_map(|token| &token.mechanisms);
     let mechanisms = mechanisms.map(|(name, used_for)| pb::hsm_status::Mechanism {
         name: name.clone(),
@@ -153,12 +155,15 @@ pub(in crate::api) fn hsm_status(report: HsmReport) -> pb::HsmStatus {
         resurrected: count(resurrected.len()),
         unfinished: count(unfinished.len()),
         torn: torn.map(|torn| count(torn.len())),
+        wrapped: count(wrapped),
+        wrapping_problem: wrapping_problem.unwrap_or_default(),
     }
 }
 
 fn findings(disagreement: &Disagreement, torn: &[String]) -> Vec<pb::hsm_status::Finding> {
     use pb::hsm_status::finding::Kind;
-    let Disagreement { orphans, missing, wrong, doubled, resurrected, unfinished } = disagreement;
+    let Disagreement { orphans, missing, wrong, doubled, resurrected, unfinished, wrapped: _ } =
+        disagreement;
     let nameless = |ids: &[ObjectId]| ids.iter().map(|id| (*id, String::new())).collect::<Vec<_>>();
     let (orphans, doubled) = (nameless(orphans), nameless(doubled));
     let objects = [

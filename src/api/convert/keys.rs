@@ -270,7 +270,7 @@ pub(in crate::api) fn key(
 
 /// One version of `key`.
 pub(in crate::api) fn key_version(key: &Key, version: &Version) -> pb::KeyVersion {
-    let Version { id, object: _, check_value: _, created } = version;
+    let Version { id, object: _, check_value: _, created, wrapped: _ } = version;
     pb::KeyVersion {
         name: key.version_name(*id),
         create_time: Some(pb_timestamp(*created)),
