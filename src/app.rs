@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use thiserror::Error;
 use tokio::net::TcpListener;
 
-use crate::api::{self, Listeners, Serving, TlsError};
+use crate::api::{self, Cores, Listeners, Serving, TlsError};
 use crate::audit::{Audit, AuditError};
 use crate::clock::{ClockSource, RawTime, Trust};
 use crate::config::Config;
@@ -25,6 +25,7 @@ use crate::store::{Sqlite, Store, StoreError};
 pub struct App {
     address: SocketAddr,
     serving: Serving,
+    cores: Cores,
     service: Arc<Service>,
     hsm: Hsm,
     store: Arc<dyn Store>,
@@ -66,6 +67,9 @@ pub enum AppError {
         /// What the system said.
         source: io::Error,
     },
+    /// The threads that serve cannot be made.
+    #[error("a thread cannot be made: {0}")]
+    Threads(io::Error),
     /// The audit log cannot be opened.
     #[error("the audit log cannot be opened: {0}")]
     Audit(#[from] AuditError),
@@ -194,15 +198,16 @@ impl App {
                 Some((local.bind().await.map_err(io)?, local))
             }
         };
+        let cores = Cores::start(config.threads).map_err(AppError::Threads)?;
         let serving = api::serve(
             Arc::clone(&service),
-            Listeners { tls: listener, control, local },
+            (Listeners { tls: listener, control, local }, &cores),
             &config.identity,
             hsm.watch(),
             config.limits,
         )?;
         tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
-        Ok(Self { address, serving, service, hsm, store, audit, sinks, _lock: lock })
+        Ok(Self { address, serving, cores, service, hsm, store, audit, sinks, _lock: lock })
     }
 
     /// Where it listens.
@@ -213,7 +218,7 @@ impl App {
     /// Stops in order: no new calls, those that were begun are answered, changes
     /// are finished, HSM, store and audit log are closed.
     pub async fn stop(self) {
-        let Self { serving, service, hsm, store, audit, sinks, .. } = self;
+        let Self { serving, cores, service, hsm, store, audit, sinks, .. } = self;
         serving.drain(DRAIN_PATIENCE).await;
         if tokio::time::timeout(DRAIN_PATIENCE, service.finish()).await.is_err() {
             tracing::warn!("a change was not done in time; it is undone at the next start");
@@ -222,6 +227,7 @@ impl App {
             service.make_last_checkpoint().await;
         }
         let closed = tokio::task::spawn_blocking(move || {
+            cores.stop();
             hsm.stop();
             store.close();
             audit.close();

@@ -38,6 +38,8 @@ pub struct Config {
     pub control: Option<SocketAddr>,
     /// The Unix socket, if there is one.
     pub local: Option<Local>,
+    /// Threads that serve connections, with a runtime each.
+    pub threads: usize,
     /// Bounds of the listener.
     pub limits: Limits,
     /// PEM files of the listener.
@@ -180,6 +182,8 @@ struct Listen {
     address: SocketAddr,
     control: Option<SocketAddr>,
     unix: Option<PathBuf>,
+    #[serde(default = "default_threads")]
+    threads: usize,
     #[serde(default = "default_connections")]
     connections: usize,
     #[serde(default = "default_streams")]
@@ -410,6 +414,7 @@ impl File {
         let path = |path: PathBuf| folder.join(path);
         let state_dir = path(state_dir);
         check_crn_prefix(&crn_prefix)?;
+        within("listen.threads", listen.threads, 1, 1024)?;
         within("listen.connections", listen.connections, 1, 1_000_000)?;
         within("hsm.workers", hsm.workers, 1, 256)?;
         within("hsm.queue", hsm.queue, 1, 1_000_000)?;
@@ -437,6 +442,7 @@ impl File {
             local: local(listen.unix.as_ref().map(|unix| folder.join(unix)), local_principals)?,
             control: listen.control,
             listen: listen.address,
+            threads: listen.threads,
             limits: limits.check(&listen, (hsm.queue, audit.queue, store.queue))?,
             identity: Identity {
                 certificate: path(tls.certificate),
@@ -807,6 +813,10 @@ impl Default for AuditTable {
     }
 }
 
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 const fn default_connections() -> usize {
     4096
 }
@@ -823,8 +833,10 @@ fn default_private_networks() -> Vec<String> {
     PRIVATE_NETWORKS.map(str::to_owned).to_vec()
 }
 
-const fn default_workers() -> usize {
-    4
+/// What keeps the processors busy with a module that is a library; a device is another
+/// matter, and its operator knows how many sessions it takes.
+fn default_workers() -> usize {
+    default_threads().clamp(2, 4)
 }
 
 /// This program again, as a worker process. By a name that stays right when the file

@@ -17,6 +17,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::Limits;
+use super::cores::Seat;
 use crate::domain::PrincipalId;
 use crate::service::Standing;
 
@@ -26,7 +27,7 @@ pub(super) struct Peer {
     /// `None` if nobody we know: then every call is refused.
     pub(super) principal: Option<PrincipalId>,
     /// For the record.
-    pub(super) address: String,
+    pub(super) address: Arc<str>,
     /// For policies; `None` if there is none.
     pub(super) ip: Option<IpAddr>,
     /// The certificate; `None` if the system vouches for who it is.
@@ -39,9 +40,10 @@ pub(super) struct Peer {
 /// Serves the calls of its peer.
 pub(super) struct Connection {
     pub(super) socket: Socket,
-    pub(super) peer: Peer,
+    pub(super) peer: Arc<Peer>,
     pub(super) _place: OwnedSemaphorePermit,
     pub(super) _share: Share,
+    pub(super) _seat: Seat,
 }
 
 pub(super) enum Socket {
@@ -80,10 +82,10 @@ impl Drop for Share {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Peer;
+    type ConnectInfo = Arc<Peer>;
 
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+    fn connect_info(&self) -> Arc<Peer> {
+        Arc::clone(&self.peer)
     }
 }
 

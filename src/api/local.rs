@@ -13,7 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::Limits;
 use super::connection::{Connection, Peer, Share, Socket};
-use super::server::{ACCEPT_PAUSE, Hall};
+use super::server::{ACCEPT_PAUSE, Desk, Hall};
 use crate::domain::PrincipalId;
 
 /// Where the socket is, and who may be there.
@@ -73,7 +73,7 @@ impl Local {
         });
         Ok(Peer {
             principal: known.map(|it| it.principal.clone()),
-            address: format!("unix:uid={},gid={}", process.uid(), process.gid()),
+            address: format!("unix:uid={},gid={}", process.uid(), process.gid()).into(),
             ip: None,
             standing: None,
             ends: Instant::now() + limits.connection_age,
@@ -101,14 +101,26 @@ pub(super) async fn accept(listener: UnixListener, local: Local, mut hall: Hall)
             }
         };
         let Some(share) = Share::of(&hall.by_principal, &peer) else {
-            tracing::warn!(address = peer.address, "its principal has too many connections");
+            tracing::warn!(address = &*peer.address, "its principal has too many connections");
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let socket = Socket::Unix(stream);
-        let connection = Connection { socket, peer, _place: place, _share: share };
-        // Err: the daemon stops.
-        drop(hall.connections.send(Ok(connection)).await);
+        let stream = match stream.into_std() {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a local connection could not be handed over");
+                continue;
+            }
+        };
+        let (Desk { core, connections }, seat) = hall.desk();
+        core.runtime.spawn(async move {
+            let connection = UnixStream::from_std(stream).map(|stream| {
+                let socket = Socket::Unix(stream);
+                Connection { socket, peer: peer.into(), _place: place, _share: share, _seat: seat }
+            });
+            // Err: the daemon stops.
+            drop(connections.send(connection).await);
+        });
     }
     // So that the next daemon finds nothing that is left; if it stays, that one removes it.
     let _ = fs::remove_file(&local.path);

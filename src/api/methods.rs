@@ -4,6 +4,9 @@
 //! Permissions: `facts/key-protect.md` section 9. Actions: section 10; what Key
 //! Protect has no word for begins with `rootkeyd.`.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 use crate::domain::{KeyAction, Permission};
 use crate::service::Method;
 
@@ -88,6 +91,13 @@ methods! {
 /// A method that there is not: what a call of it is recorded as.
 pub static UNKNOWN: Method =
     Method { name: "", permission: Permission::ReadServer, action: "kms.secrets.default" };
+
+/// The method of that name, such as `KeyService/GetKey`; [`UNKNOWN`] if there is none.
+pub fn of(name: &str) -> &'static Method {
+    static BY_NAME: LazyLock<HashMap<&str, &Method>> =
+        LazyLock::new(|| ALL.iter().map(|method| (method.name, *method)).collect());
+    BY_NAME.get(name).copied().unwrap_or(&UNKNOWN)
+}
 
 /// Methods that the state of a key can refuse, and by which action: what
 /// TestPermissions looks at (`domain/lifecycle.rs`).

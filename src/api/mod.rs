@@ -3,7 +3,9 @@
 
 mod connection;
 mod convert;
+mod cores;
 pub mod decoding;
+mod dispatch;
 mod grpc;
 pub mod guard;
 mod handshakes;
@@ -18,6 +20,7 @@ mod tls;
 mod tokens;
 mod trust;
 
+pub use cores::Cores;
 pub use limits::Limits;
 pub use local::{Local, LocalPrincipal, Who};
 pub use server::{Listeners, Serving, serve};

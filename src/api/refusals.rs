@@ -12,7 +12,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service as TowerService};
 
-use super::grpc::{Arrived, caller_in};
+use super::grpc::caller_in;
 use super::guard::{Entry, Guard, Pass};
 use super::methods;
 use super::status::status;
@@ -60,29 +60,26 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let mut request = self.with_token(request);
-        let caller = caller_in(request.headers(), request.extensions());
-        let path = request.uri().path().strip_prefix(PACKAGE);
-        let row = path.and_then(|name| methods::ALL.iter().find(|row| row.name == name)).copied();
-        let method = path.map(str::to_owned);
-        let place = match row.map_or(Ok(None), |row| self.enter(&caller, row)) {
-            Ok(None) => return Box::pin(self.serve(request, caller, method, None)),
+        let caller = Arc::new(caller_in(request.headers(), request.extensions()));
+        // What is not ours, as health, has no room to ask for and no record.
+        let Some(method) = request.uri().path().strip_prefix(PACKAGE).map(methods::of) else {
+            return Box::pin(self.inner.call(request));
+        };
+        request.extensions_mut().insert(Arc::clone(&caller));
+        let place = match self.enter(&caller, method) {
+            Ok(None) => return Box::pin(self.serve(request, (caller, method), None)),
             Ok(Some(Entry::Now(pass))) => {
-                return Box::pin(self.serve(request, caller, method, Some(pass)));
+                return Box::pin(self.serve(request, (caller, method), Some(pass)));
             }
             Ok(Some(Entry::Later(place))) => place,
             Err(refused) => return Box::pin(async move { Ok(refused.into_http()) }),
         };
         // Waits with its body unread; its time has begun.
-        request.extensions_mut().insert(Arrived(caller.began));
         let mut watched = self.clone();
         Box::pin(async move {
             match place.room(caller.deadline).await {
-                Ok(pass) => watched.serve(request, caller, method, Some(pass)).await,
-                Err(error) => {
-                    let refused =
-                        watched.counted(&caller, row.unwrap_or(&methods::UNKNOWN), &error);
-                    Ok(refused.into_http())
-                }
+                Ok(pass) => watched.serve(request, (caller, method), Some(pass)).await,
+                Err(error) => Ok(watched.counted(&caller, method, &error).into_http()),
             }
         })
     }
@@ -97,8 +94,7 @@ where
     fn serve(
         &mut self,
         request: Request<Body>,
-        caller: Caller,
-        method: Option<String>,
+        (caller, method): (Arc<Caller>, &'static Method),
         pass: Option<Pass>,
     ) -> impl Future<Output = Result<Response<Body>, S::Error>> + Send + use<S> {
         let answered = self.inner.call(request);
@@ -106,9 +102,8 @@ where
         async move {
             let response = answered.await?;
             drop(pass);
-            let Some(method) = method else { return Ok(response) };
             let Some(error) = not_ours(&response) else { return Ok(response) };
-            Ok(recorded(&service, &caller, &method, error).await.into_http())
+            Ok(recorded(&service, &caller, method, error).await.into_http())
         }
     }
 }
@@ -117,7 +112,7 @@ impl<S> Watched<S> {
     /// The request without its token, with what that makes of the caller.
     fn with_token(&self, request: Request<Body>) -> Request<Body> {
         let (mut parts, body) = request.into_parts();
-        let (tokens, now) = (self.trust.tokens(), self.service.now().time);
+        let (tokens, now) = (self.trust.tokens(), || self.service.now().time);
         if let Some(acting) = tokens::take(&mut parts.headers, &parts.extensions, tokens, now) {
             parts.extensions.insert(acting);
         }
@@ -126,17 +121,17 @@ impl<S> Watched<S> {
 
     /// Room for the call, or a place to wait for it, if it is of a kind that needs some
     /// here; or the refusal.
-    fn enter(&self, caller: &Caller, row: &'static Method) -> Result<Option<Entry>, Status> {
+    fn enter(&self, caller: &Caller, method: &'static Method) -> Result<Option<Entry>, Status> {
         let Some(principal) = &caller.principal else { return Ok(None) };
-        if BY_DEKS.contains(&row.name) {
+        if BY_DEKS.contains(&method.name) || std::ptr::eq(method, &methods::UNKNOWN) {
             return Ok(None);
         }
-        let entered = self.guard.enter(row, principal, 0);
-        entered.map(Some).map_err(|error| self.counted(caller, row, &error))
+        let entered = self.guard.enter(method, principal, 0);
+        entered.map(Some).map_err(|error| self.counted(caller, method, &error))
     }
 
-    fn counted(&self, caller: &Caller, row: &'static Method, error: &Error) -> Status {
-        self.service.count_refused(caller, row, error);
+    fn counted(&self, caller: &Caller, method: &'static Method, error: &Error) -> Status {
+        self.service.count_refused(caller, method, error);
         status(error, &caller.request_id)
     }
 }
@@ -171,13 +166,11 @@ pub(super) fn of_message(refused: &Status) -> Option<Error> {
 pub(super) async fn recorded(
     service: &Service,
     caller: &Caller,
-    method: &str,
+    method: &'static Method,
     error: Error,
 ) -> Status {
-    let row = methods::ALL.iter().find(|row| row.name == method).copied();
-    let row = row.unwrap_or(&methods::UNKNOWN);
     let refused: Result<Answer<std::convert::Infallible>, Error> = Err(error);
-    match service.conclude(caller, row, "", refused).await {
+    match service.conclude(caller, method, "", refused).await {
         Ok(never) => match never {},
         Err(error) => status(&error, &caller.request_id),
     }

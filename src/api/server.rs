@@ -12,12 +12,15 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
 use super::connection::{ByPrincipal, Connection, Peer, Share, Socket};
+use super::cores::{Core, Cores, Seat};
+use super::dispatch::Dispatch;
 use super::grpc::Edge;
 use super::guard::Guard;
 use super::handshakes::Handshakes;
@@ -58,13 +61,13 @@ pub struct Listeners {
     pub local: Option<(UnixListener, Local)>,
 }
 
-/// Begins to serve on `listeners`.
+/// Begins to serve on `listeners`, in the runtimes of `cores`.
 ///
 /// # Errors
 /// [`TlsError`], if the TLS files cannot be used.
 pub fn serve(
     service: Arc<Service>,
-    listeners: Listeners,
+    (listeners, cores): (Listeners, &Cores),
     identity: &Identity,
     hsm: watch::Receiver<hsm::Health>,
     limits: Limits,
@@ -72,7 +75,7 @@ pub fn serve(
     let trust = Trust::read(identity, &service)?;
     let (stop, stopped) = watch::channel(false);
     let (health, health_service) = tonic_health::server::health_reporter();
-    let (hall, incoming) = Hall::new(limits, stopped.clone());
+    let (hall, desks) = Hall::new(limits, cores, stopped.clone());
     if let Some((listener, local)) = listeners.local {
         tokio::spawn(local::accept(listener, local, hall.clone()));
     }
@@ -88,11 +91,17 @@ pub fn serve(
     let mut tasks = JoinSet::new();
     if let Some(listener) = listeners.control {
         // With places of its own: those of the other may all be taken.
-        let (hall, incoming) = Hall::new(limits, stopped);
+        let (hall, desks) = Hall::new(limits, cores, stopped);
         tokio::spawn(accept(listener, trust, hall));
-        tasks.spawn(served.clone().run(Services::Control, health_service.clone(), incoming));
+        for (core, incoming) in desks {
+            let served = served.clone().run(Services::Control, health_service.clone(), incoming);
+            tasks.spawn_on(served, &core.runtime);
+        }
     }
-    tasks.spawn(served.run(Services::All, health_service, incoming));
+    for (core, incoming) in desks {
+        let served = served.clone().run(Services::All, health_service.clone(), incoming);
+        tasks.spawn_on(served, &core.runtime);
+    }
     Ok(Serving { stop, tasks })
 }
 
@@ -122,65 +131,40 @@ impl Served {
         incoming: mpsc::Receiver<Result<Connection, io::Error>>,
     ) {
         let Self { edge, refusals, limits, mut stopped } = self;
+        let most = limits.message_bytes;
         let crypto = CryptoServiceServer::new(edge.clone())
             .max_decoding_message_size(limits.dek_message_bytes);
-        let router = Server::builder()
+        let crypto = (services == Services::All).then_some(crypto);
+        let rest = Routes::default()
+            .add_service(KeyServiceServer::new(edge.clone()).max_decoding_message_size(most))
+            .add_service(KeyRingServiceServer::new(edge.clone()).max_decoding_message_size(most))
+            .add_service(EventServiceServer::new(edge.clone()).max_decoding_message_size(most))
+            .add_service(ImportServiceServer::new(edge.clone()).max_decoding_message_size(most))
+            .add_service(PolicyServiceServer::new(edge.clone()).max_decoding_message_size(most))
+            .add_service(
+                RegistrationServiceServer::new(edge.clone()).max_decoding_message_size(most),
+            )
+            .add_service(ResourceServiceServer::new(edge.clone()).max_decoding_message_size(most))
+            .add_service(AccessServiceServer::new(edge.clone()).max_decoding_message_size(most))
+            .add_service(InstanceServiceServer::new(edge.clone()).max_decoding_message_size(most))
+            .add_service(AuditServiceServer::new(edge.clone()).max_decoding_message_size(most))
+            .add_service(AdminServiceServer::new(edge).max_decoding_message_size(most))
+            .add_service(health);
+        let rest = reflection().build_v1().into_iter().fold(rest, Routes::add_service);
+        let rest = reflection().build_v1alpha().into_iter().fold(rest, Routes::add_service);
+        let dispatch = Dispatch { crypto, rest: rest.prepare() };
+        // Err: the one who could stop it is gone, which stops it.
+        let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
+        let incoming = ReceiverStream::new(incoming);
+        let server = Server::builder()
             .layer(refusals)
             .max_concurrent_streams(limits.streams)
             .max_connection_age(limits.connection_age)
             .http2_max_header_list_size(limits.header_bytes)
             .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_optional_service((services == Services::All).then_some(crypto))
-            .add_service(
-                KeyServiceServer::new(edge.clone()).max_decoding_message_size(limits.message_bytes),
-            )
-            .add_service(
-                KeyRingServiceServer::new(edge.clone())
-                    .max_decoding_message_size(limits.message_bytes),
-            )
-            .add_service(
-                EventServiceServer::new(edge.clone())
-                    .max_decoding_message_size(limits.message_bytes),
-            )
-            .add_service(
-                ImportServiceServer::new(edge.clone())
-                    .max_decoding_message_size(limits.message_bytes),
-            )
-            .add_service(
-                PolicyServiceServer::new(edge.clone())
-                    .max_decoding_message_size(limits.message_bytes),
-            )
-            .add_service(
-                RegistrationServiceServer::new(edge.clone())
-                    .max_decoding_message_size(limits.message_bytes),
-            )
-            .add_service(
-                ResourceServiceServer::new(edge.clone())
-                    .max_decoding_message_size(limits.message_bytes),
-            )
-            .add_service(
-                AccessServiceServer::new(edge.clone())
-                    .max_decoding_message_size(limits.message_bytes),
-            )
-            .add_service(
-                InstanceServiceServer::new(edge.clone())
-                    .max_decoding_message_size(limits.message_bytes),
-            )
-            .add_service(
-                AuditServiceServer::new(edge.clone())
-                    .max_decoding_message_size(limits.message_bytes),
-            )
-            .add_service(
-                AdminServiceServer::new(edge).max_decoding_message_size(limits.message_bytes),
-            )
-            .add_service(health)
-            .add_optional_service(reflection().build_v1().ok())
-            .add_optional_service(reflection().build_v1alpha().ok());
-        // Err: the one who could stop it is gone, which stops it.
-        let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
-        let incoming = ReceiverStream::new(incoming);
-        if let Err(error) = router.serve_with_incoming_shutdown(incoming, stop).await {
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
+        let served = server.serve_with_incoming_shutdown(dispatch, incoming, stop);
+        if let Err(error) = served.await {
             tracing::error!(%error, "the listener failed");
         }
     }
@@ -209,19 +193,43 @@ pub(super) struct Hall {
     pub(super) places: Arc<Semaphore>,
     pub(super) by_principal: ByPrincipal,
     pub(super) limits: Limits,
-    pub(super) connections: mpsc::Sender<Result<Connection, io::Error>>,
+    /// Where connections are served.
+    pub(super) desks: Vec<Desk>,
     pub(super) stopped: watch::Receiver<bool>,
 }
+
+/// A core, and by which it gets its connections.
+#[derive(Clone)]
+pub(super) struct Desk {
+    pub(super) core: Core,
+    pub(super) connections: mpsc::Sender<Result<Connection, io::Error>>,
+}
+
+type Incoming = mpsc::Receiver<Result<Connection, io::Error>>;
 
 impl Hall {
     fn new(
         limits: Limits,
+        cores: &Cores,
         stopped: watch::Receiver<bool>,
-    ) -> (Self, mpsc::Receiver<Result<Connection, io::Error>>) {
-        let (connections, incoming) = mpsc::channel(limits.connections.min(128));
+    ) -> (Self, Vec<(Core, Incoming)>) {
         let places = Arc::new(Semaphore::new(limits.connections));
         let by_principal = ByPrincipal::default();
-        (Self { places, by_principal, limits, connections, stopped }, incoming)
+        let (mut desks, mut incoming) = (Vec::new(), Vec::new());
+        for core in cores.all() {
+            let (connections, arriving) = mpsc::channel(limits.connections.min(128));
+            desks.push(Desk { core: core.clone(), connections });
+            incoming.push((core.clone(), arriving));
+        }
+        (Self { places, by_principal, limits, desks, stopped }, incoming)
+    }
+
+    /// The core with the fewest connections, and a seat at it.
+    pub(super) fn desk(&self) -> (Desk, Seat) {
+        let desk = self.desks.iter().min_by_key(|desk| desk.core.connections());
+        let desk = desk.expect("there is at least one core").clone();
+        let seat = desk.core.seat();
+        (desk, seat)
     }
 }
 
@@ -235,6 +243,7 @@ async fn accept(listener: TcpListener, trust: Arc<Trust>, mut hall: Hall) {
             accepted = listener.accept() => accepted,
             _ = hall.stopped.wait_for(|stop| *stop) => return,
         };
+        let accepted = accepted.and_then(|(stream, address)| Ok((stream.into_std()?, address)));
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -244,9 +253,10 @@ async fn accept(listener: TcpListener, trust: Arc<Trust>, mut hall: Hall) {
                 continue;
             }
         };
-        let (trust, connections) = (Arc::clone(&trust), hall.connections.clone());
-        let (refusals, by_principal) = (Arc::clone(&refusals), Arc::clone(&hall.by_principal));
-        tokio::spawn(async move {
+        let (Desk { core, connections }, seat) = hall.desk();
+        let (trust, refusals) = (Arc::clone(&trust), Arc::clone(&refusals));
+        let by_principal = Arc::clone(&hall.by_principal);
+        core.runtime.spawn(async move {
             let greeted = greet(&trust, stream, address, limits);
             match tokio::time::timeout(limits.handshake, greeted).await {
                 Ok(Ok((stream, peer))) => {
@@ -255,7 +265,13 @@ async fn accept(listener: TcpListener, trust: Arc<Trust>, mut hall: Hall) {
                         return;
                     };
                     let socket = Socket::Tls(Box::new(stream));
-                    let connection = Connection { socket, peer, _place: place, _share: share };
+                    let connection = Connection {
+                        socket,
+                        peer: peer.into(),
+                        _place: place,
+                        _share: share,
+                        _seat: seat,
+                    };
                     // Err: the daemon stops.
                     drop(connections.send(Ok(connection)).await);
                 }
@@ -268,18 +284,20 @@ async fn accept(listener: TcpListener, trust: Arc<Trust>, mut hall: Hall) {
 
 async fn greet(
     trust: &Arc<Trust>,
-    stream: TcpStream,
+    stream: std::net::TcpStream,
     address: SocketAddr,
     limits: Limits,
 ) -> io::Result<(TlsStream<TcpStream>, Peer)> {
     stream.set_nodelay(true)?;
+    // Here: what tells of its bytes is the runtime that it is made in.
+    let stream = TcpStream::from_std(stream)?;
     let stream = TlsAcceptor::from(trust.config()).accept(stream).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     // The handshake saw to it that there is one.
     let (holder, presented) = trust.presented(chain).ok_or(io::ErrorKind::InvalidData)?;
     let peer = Peer {
         principal: Some(holder.principal),
-        address: address.to_string(),
+        address: address.to_string().into(),
         ip: Some(address.ip()),
         standing: Some(Arc::new(presented)),
         ends: Instant::now() + limits.connection_age,

@@ -81,16 +81,16 @@ pub(super) fn take(
     headers: &mut HeaderMap,
     extensions: &Extensions,
     verified: Option<&Verified>,
-    now: Timestamp,
+    now: impl FnOnce() -> Timestamp,
 ) -> Option<Acting> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (value, more) = (values.next()?.clone(), values.next().is_some());
     headers.remove(header::AUTHORIZATION);
     let token = value.to_str().ok().and_then(|text| text.split_once(' '));
     let token = token.filter(|(scheme, _)| !more && scheme.eq_ignore_ascii_case("bearer"));
-    let acting = match (token, verified, extensions.get::<Peer>()) {
+    let acting = match (token, verified, extensions.get::<Arc<Peer>>()) {
         (None, _, _) => Err("authorization must be one bearer token".to_owned()),
-        (Some((_, token)), Some(verified), Some(peer)) => verified.acting(token, peer, now),
+        (Some((_, token)), Some(verified), Some(peer)) => verified.acting(token, peer, now()),
         (Some(_), None, _) | (Some(_), _, None) => Err(no_gateway()),
     };
     let refused = |why| Acting { principal: None, standing: Arc::new(Refused(why)) };

@@ -7,6 +7,7 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use thiserror::Error;
 use uuid::Uuid;
@@ -35,7 +36,7 @@ impl Malformed {
 
 /// A tenant: 1 to 63 of `a-z`, `0-9` and `-`, beginning with a letter.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct InstanceId(Box<str>);
+pub struct InstanceId(Arc<str>);
 
 impl InstanceId {
     /// As it stands in a resource name.
@@ -397,7 +398,7 @@ impl fmt::Display for KeyName {
 ///
 /// Grammar: SPIFFE-ID standard, section 2; at most 2048 bytes.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct PrincipalId(Box<str>);
+pub struct PrincipalId(Arc<str>);
 
 impl PrincipalId {
     /// The whole SPIFFE ID.

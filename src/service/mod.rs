@@ -106,7 +106,7 @@ pub struct Caller {
     /// `None` if there is no one at the other end whom we know.
     pub principal: Option<PrincipalId>,
     /// Address of the socket.
-    pub source_address: String,
+    pub source_address: Arc<str>,
     /// The same without the port, for policies; `None` if there is none.
     pub source_ip: Option<IpAddr>,
     /// How the certificate stands that the connection began with.
@@ -459,7 +459,7 @@ impl Service {
             time: self.now().time,
             action: Cow::Borrowed(action),
             principal: principal.into(),
-            source_address: caller.source_address.clone(),
+            source_address: (*caller.source_address).into(),
             instance: instance_in(subject).into(),
             subject: shortened(subject),
             key_version: String::new(),
@@ -513,6 +513,10 @@ fn instance_in(name: &str) -> &str {
 
 /// What a caller sent as a name may be anything; the record keeps its beginning.
 fn shortened(text: &str) -> String {
+    // Fewer bytes than that are no more characters: nearly always.
+    if text.len() <= LONGEST_SUBJECT {
+        return text.to_owned();
+    }
     text.chars().take(LONGEST_SUBJECT).collect()
 }
 

@@ -1,7 +1,6 @@
 //! AuditService: reads the audit log, follows it, and gives out what proves it.
 
 use std::pin::Pin;
-use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
@@ -52,7 +51,7 @@ impl AuditService for Edge {
         request: Request<pb::WatchAuditEventsRequest>,
     ) -> Result<Response<Self::WatchAuditEventsStream>, Status> {
         let method = &methods::WATCH_AUDIT_EVENTS;
-        let caller = Arc::new(caller_of(&request));
+        let caller = caller_of(&request);
         let (message, service) = (request.into_inner(), &self.service);
         let parent = message.parent.clone();
         let stopped = self.stopped.clone();
@@ -96,7 +95,7 @@ impl AuditService for Edge {
         request: Request<pb::ExportAuditLogRequest>,
     ) -> Result<Response<Self::ExportAuditLogStream>, Status> {
         let method = &methods::EXPORT_AUDIT_LOG;
-        let caller = Arc::new(caller_of(&request));
+        let caller = caller_of(&request);
         let pb::ExportAuditLogRequest { first_sequence } = request.into_inner();
         let (service, stopped) = (&self.service, self.stopped.clone());
         let exported = async {

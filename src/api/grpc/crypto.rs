@@ -21,11 +21,10 @@ impl Edge {
     async fn dek<T>(
         &self,
         method: &'static Method,
-        caller: Caller,
+        caller: Arc<Caller>,
         (request, register): (DekRequest, convert::Register),
         encode: impl FnOnce(DekAnswer) -> T,
     ) -> Result<Response<T>, Status> {
-        let caller = Arc::new(caller);
         let result = match register {
             Some(new) => {
                 let methods = (method, &methods::CREATE_REGISTRATION);
@@ -92,7 +91,7 @@ impl CryptoService for Edge {
             let never = |never: std::convert::Infallible| match never {};
             return self.run(method, request, |_| "", refuse, never).await;
         }
-        let caller = Arc::new(caller_of(&request));
+        let caller = caller_of(&request);
         let pb::BatchUnwrapDeksRequest { requests } = request.into_inner();
         let _pass = match pass(&self.service, &self.guard, &caller, method, requests.len()).await {
             Ok(pass) => pass,
@@ -134,7 +133,7 @@ impl CryptoService for Edge {
             .ready_chunks(CHUNK)
             .map(move |chunk| {
                 let deadline = Instant::now() + DEFAULT_DEADLINE;
-                unwrap_chunk(shared.clone(), Caller { deadline, ..caller.clone() }, chunk)
+                unwrap_chunk(shared.clone(), Caller { deadline, ..(*caller).clone() }, chunk)
             })
             .buffer_unordered(CHUNKS_UNDER_WAY)
             .flat_map(stream::iter);
@@ -189,7 +188,7 @@ async fn unwrap_chunk(
     let mut answers: Vec<_> = results.collect();
     if let Some(refused) = broken {
         answers.push(Err(match refusals::of_message(&refused) {
-            Some(error) => refusals::recorded(&service, &caller, method.name, error).await,
+            Some(error) => refusals::recorded(&service, &caller, method, error).await,
             // The caller is gone.
             None => refused,
         }));

@@ -25,7 +25,7 @@ impl EventService for Edge {
         request: Request<pb::WatchKeyEventsRequest>,
     ) -> Result<Response<Self::WatchKeyEventsStream>, Status> {
         let method = &methods::WATCH_KEY_EVENTS;
-        let caller = Arc::new(caller_of(&request));
+        let caller = caller_of(&request);
         let ends = stream_ends(&request, self.stopped.clone());
         let pb::WatchKeyEventsRequest { parent, resume_token } = request.into_inner();
         let service = &self.service;

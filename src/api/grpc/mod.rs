@@ -63,7 +63,7 @@ impl Edge {
     where
         F: Future<Output = Result<Answer<A>, Error>>,
     {
-        let caller = Arc::new(caller_of(&request));
+        let caller = caller_of(&request);
         let message = request.into_inner();
         let subject = subject(&message).to_owned();
         let work = work(Arc::clone(&self.service), Arc::clone(&caller), message);
@@ -122,20 +122,17 @@ fn enter_within(
     Ok((service.enter(caller, method, asked)?, instance?))
 }
 
-/// When a call came that has waited since.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Arrived(pub(super) Instant);
-
 /// Who asks, and until when.
-fn caller_of<Q>(request: &Request<Q>) -> Caller {
-    caller_in(request.metadata().as_ref(), request.extensions())
+fn caller_of<Q>(request: &Request<Q>) -> Arc<Caller> {
+    let found = request.extensions().get::<Arc<Caller>>();
+    Arc::clone(found.expect("`refusals.rs` puts it into each request"))
 }
 
-/// The same, before the request is tonic's.
+/// The same, found out before the request is tonic's.
 pub(super) fn caller_in(headers: &HeaderMap, extensions: &Extensions) -> Caller {
-    let peer = extensions.get::<Peer>();
+    let peer = extensions.get::<Arc<Peer>>();
     let acting = extensions.get::<Acting>();
-    let began = extensions.get::<Arrived>().map_or_else(Instant::now, |arrived| arrived.0);
+    let began = Instant::now();
     let (usual, longest) = peer.map_or((DEFAULT_DEADLINE, LONGEST_DEADLINE), |peer| {
         (peer.limits.request, peer.limits.longest_request)
     });
@@ -146,7 +143,7 @@ pub(super) fn caller_in(headers: &HeaderMap, extensions: &Extensions) -> Caller 
         principal: acting
             .and_then(|acting| acting.principal.clone())
             .or_else(|| peer?.principal.clone()),
-        source_address: peer.map(|peer| peer.address.clone()).unwrap_or_default(),
+        source_address: peer.map_or_else(Default::default, |peer| Arc::clone(&peer.address)),
         source_ip: peer.and_then(|peer| peer.ip),
         standing: match acting {
             Some(acting) => Some(Arc::clone(&acting.standing)),
@@ -164,7 +161,7 @@ fn stream_ends<Q>(
     request: &Request<Q>,
     mut stopped: watch::Receiver<bool>,
 ) -> impl Future<Output = ()> + use<Q> {
-    let ends = request.extensions().get::<Peer>().map(|peer| peer.ends);
+    let ends = request.extensions().get::<Arc<Peer>>().map(|peer| peer.ends);
     async move {
         let aged = async {
             match ends {
