@@ -31,7 +31,7 @@ pub fn draw(figures: &Figures, path: &Path) {
         .margin(10)
         .x_label_area_size(35)
         .y_label_area_size(210)
-        .build_cartesian_2d(0.0..most, (0..rows - 1).into_segmented())
+        .build_cartesian_2d(0.0..most, (0..rows).into_segmented())
         .unwrap();
     let title = |place: &SegmentValue<i32>| match place {
         SegmentValue::CenterOf(row) => title_of(&bars, rows - 1 - row),
