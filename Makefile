@@ -29,18 +29,27 @@ chaos: ## Kill, break and fill everything, for hours; CHAOS=5% for a part of it
 	cargo build --locked --bins
 	@tests/chaos.sh
 
-bench: ## Measure, for a quarter of an hour; leaves target/bench/latest.json and .svg
+# How many keys it measures; more take longer (docs/performance.md).
+KEYS ?= 10 1000 10000
+WRAPPED_KEYS ?= 10 1000 100000
+
+bench: ## Measure, for a quarter of an hour; leaves target/bench/latest.json and plots
 	@softhsm/setup.sh --python
 	cargo build --locked --release --bins --example chaos_pkcs11
 	cargo bench --locked --bench load
 	cargo bench --locked --bench hot_path
-	@python3 benches/collect.py > target/bench/latest.json.new
-	@mv target/bench/latest.json.new target/bench/latest.json
+	@.venv/bin/python benches/many_keys.py --daemon target/release/rootkeyd \
+		--keys $(KEYS) --json target/bench/keys.json
+	@.venv/bin/python benches/many_keys.py --daemon target/release/rootkeyd \
+		--residency wrapped --keys $(WRAPPED_KEYS) --json target/bench/wrapped_keys.json
 	@.venv/bin/python benches/many_registrations.py --daemon target/release/rootkeyd \
 		--json target/bench/registrations.json
+	cargo bench --locked --bench growth
 	@.venv/bin/python benches/noisy_neighbour.py --daemon target/release/rootkeyd \
 		--json target/bench/noisy_neighbour.json
-	@echo "the figures are in target/bench/latest.json, the plot in target/bench/latest.svg"
+	@python3 benches/collect.py > target/bench/latest.json.new
+	@mv target/bench/latest.json.new target/bench/latest.json
+	@echo "the figures are in target/bench/latest.json, the plots in latest.svg and growth.svg beside it"
 
 lint: ## Check format, lints and documentation
 	@softhsm/setup.sh --lint

@@ -1,6 +1,7 @@
 """Collects what `make bench` measured into one JSON document, on standard output: the rows
-and ratios of benches/load, and under `criterion` what criterion left (with the change to
-the run before, if there was one) and its ratios; and the machine.
+and ratios of benches/load; under `criterion` what criterion left (with the change to the run
+before, if there was one) and its ratios; under `growth` what many keys and registrations
+cost, and under `noisy_neighbour` what somebody else's calls do; and the machine.
 """
 
 import json
@@ -10,7 +11,9 @@ import sys
 
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target"))
 CRITERION = TARGET / "criterion"
-LOAD = pathlib.Path("target/bench/load.json")
+BENCH = pathlib.Path("target/bench")
+LOAD = BENCH / "load.json"
+GROWTH = ["keys", "wrapped_keys", "registrations"]
 
 # What a figure means beside another one of the same run.
 RATIOS = {
@@ -32,14 +35,21 @@ RATIOS = {
 
 
 def main():
-    document = json.loads(LOAD.read_text()) if LOAD.exists() else {}
+    document = read(LOAD) or {}
     document["machine"] = machine()
     document["criterion"] = criterion()
+    document["growth"] = {name: figures for name in GROWTH if (figures := read(BENCH / f"{name}.json"))}
+    document["noisy_neighbour"] = read(BENCH / "noisy_neighbour.json")
     if not document["criterion"]["benchmarks"] and "rows" not in document:
         sys.exit(f"collect: there is nothing in {CRITERION} and {LOAD}; run cargo bench first")
     json.dump(document, sys.stdout, indent=2)
     print()
     changes(document["criterion"]["benchmarks"])
+
+
+def read(path):
+    """None, if it was not measured."""
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def criterion():

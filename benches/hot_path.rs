@@ -8,6 +8,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on should fail")]
 
+#[path = "load/connect.rs"]
+#[expect(unreachable_pub, reason = "nobody uses a program as a library")]
+mod connect;
+
 use std::hint::black_box;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -29,7 +33,7 @@ use rootkeyd::envelope::{Wrapped, authenticated};
 use rootkeyd::hsm::{Crypt, Health, Hsm, Sealed, SessionCopies};
 use rootkeyd::secret::Secret;
 use tokio::runtime::Runtime;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::Channel;
 
 fn main() {
     let path = std::env::temp_dir().join("rootkeyd-bench");
@@ -289,9 +293,10 @@ fn end_to_end(criterion: &mut Criterion, runtime: &Runtime, (name, path): (&str,
 impl Daemon {
     async fn start(path: &Path) -> Self {
         let daemon = Started::begin(path);
+        let endpoint = connect::endpoint((path, "admin"), &daemon.address);
         let mut channels = Vec::new();
         for _ in 0..8 {
-            channels.push(connect(path, &daemon.address).await);
+            channels.push(endpoint.connect().await.unwrap());
         }
         let key = pb::Key { display_name: "bench".into(), ..Default::default() };
         let request = pb::CreateKeyRequest {
@@ -354,13 +359,4 @@ impl Daemon {
         }
         began.elapsed()
     }
-}
-
-async fn connect(path: &Path, address: &str) -> Channel {
-    let read = |name: &str| std::fs::read(path.join("tls").join(name)).unwrap();
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(read("ca.pem")))
-        .identity(Identity::from_pem(read("admin.pem"), read("admin.key")));
-    let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
-    endpoint.tls_config(tls).unwrap().connect().await.unwrap()
 }

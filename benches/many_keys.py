@@ -1,15 +1,13 @@
-"""How a daemon with many keys in one token starts, creates, wraps and lists, beside one
-with few. Prints a table; `--json FILE` writes it too.
+"""How a daemon with many keys starts, creates, lists, wraps and unwraps, beside one with few.
+Prints a table; `--json FILE` writes it too, for `cargo bench --bench growth` to draw.
 
-SoftHSM takes time that grows with the number of objects to make one more, so the keys are
-made by several daemons with a token each, copies of one, and their objects and rows are
-then put together: the objects of copies of a token are good in all of them.
+Five keys are made by CreateKey; their rows are then copied under other ids, and with
+`--residency token` so are their objects (softhsm_objects.py): SoftHSM takes time that grows
+with the number of objects to make one more. So some keys have the same material, which
+neither the daemon nor SoftHSM sees: both know a key by its id. In either case there are five
+keys in the token beside them that were made first, and are used by turns with the others.
 
-With `--residency wrapped` the keys are in the store. A thousand are made, and their rows are
-then copied under other ids: so a blob is there for many keys, which the daemon does not see,
-since it knows a key by its id. Beside them are 20 keys in the token, used by turns with them.
-
-    .venv/bin/python benches/many_keys.py --daemon target/release/rootkeyd --keys 10000
+    .venv/bin/python benches/many_keys.py --daemon target/release/rootkeyd --keys 10 1000 100000
     .venv/bin/python benches/many_keys.py --daemon target/release/rootkeyd --residency wrapped --keys 1000000
 """
 
@@ -19,7 +17,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import sqlite3
 import statistics
@@ -29,14 +26,17 @@ import tempfile
 import time
 import uuid
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests/python"))
 import client
+import softhsm_objects
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-TABLES = ["keys", "aliases", "key_versions", "wrap_grants"]
-AT_ONCE = 1000
+FIRST = 5
+MODELS = 5
 CALLS = 3000
 ROUNDS = 5
+PAGES = 50
 
 
 class Daemon:
@@ -92,34 +92,46 @@ class Daemon:
         self.process.wait(timeout=120)
 
 
-def merge(into, part):
-    """Puts the objects and rows of `part` into the directory `into`."""
-    token = next(path for path in (into / "tokens").iterdir() if path.is_dir())
-    for path in (part / "tokens" / token.name).iterdir():
-        if not (token / path.name).exists():
-            shutil.move(path, token / path.name)
-    store = sqlite3.connect(into / "state/store.sqlite")
-    store.execute("ATTACH ? AS part", [str(part / "state/store.sqlite")])
-    for table in TABLES:
-        store.execute(f"INSERT INTO main.{table} SELECT * FROM part.{table}")
-    store.commit()
-    store.close()
+def models_of(store):
+    """Keys that are copied: all but the first ones."""
+    sql = "SELECT key, object FROM key_versions ORDER BY created, key LIMIT -1 OFFSET ?"
+    return store.execute(sql, [FIRST]).fetchall()[:MODELS]
 
 
-def multiply(directory, keys):
-    """Copies rows of keys that are kept wrapped until there are so many keys."""
+def multiply(directory, residency, keys):
+    """Copies keys until there are so many."""
     store = sqlite3.connect(directory / "state/store.sqlite")
-    wrapped = "SELECT key FROM key_versions WHERE wrapped IS NOT NULL"
-    models = [row[0] for row in store.execute(wrapped)]
+    models = models_of(store)
     have = store.execute("SELECT count(*) FROM keys").fetchone()[0]
-    new = [(models[n % len(models)], uuid.uuid4().bytes, uuid.uuid4().bytes) for n in range(keys - have)]
+    new = [
+        (*models[n % len(models)], uuid.uuid4().bytes, uuid.uuid4().bytes) for n in range(keys - have)
+    ]
     for table, own in (("keys", {"id": "?2"}), ("key_versions", {"key": "?2", "id": "?2", "object": "?3"})):
         columns = [row[1] for row in store.execute(f"PRAGMA table_info({table})")]
         chosen = ", ".join(own.get(column, column) for column in columns)
         of = "id" if table == "keys" else "key"
-        store.executemany(f"INSERT INTO {table} SELECT {chosen} FROM {table} WHERE {of} = ?1 AND ?3 = ?3", new)
+        store.executemany(
+            f"INSERT INTO {table} SELECT {chosen} FROM {table} WHERE {of} = ?1 AND ?3 = ?3",
+            [(model, identity, object) for model, _, identity, object in new],
+        )
     store.commit()
     store.close()
+    if residency == "token" and new:
+        folder = next(path for path in (directory / "tokens").iterdir() if path.is_dir())
+        token = softhsm_objects.Token(folder, (directory / "pin").read_bytes().strip())
+        files = token.models()
+        for _, of_model, _, object in new:
+            (model,) = files[of_model]
+            token.copy(model, of_model, object)
+
+
+def names_of(directory, order, many, offset=0):
+    """Names of some keys, by their UUIDs in that order."""
+    store = sqlite3.connect(directory / "state/store.sqlite")
+    rows = store.execute(f"SELECT key FROM key_versions ORDER BY {order} LIMIT ? OFFSET ?", [many, offset])
+    names = [f"instances/default/keys/{uuid.UUID(bytes=row[0])}" for row in rows]
+    store.close()
+    return names
 
 
 def cpu_of(daemon, calls, call):
@@ -130,27 +142,43 @@ def cpu_of(daemon, calls, call):
         return 1e6 * (daemon.cpu_seconds() - cpu) / len(calls)
 
 
-def measure_wrapped(program, base, modules, keys):
-    """What one daemon takes, with so many keys of which nearly all are kept wrapped."""
-    crypto, messages = modules[0], modules[2]
-    daemon = Daemon(program, base, modules)
-    token, pages = "", []
-    for _ in range(50):
+def pages_of(daemon, messages):
+    """What pages of 200 take, in milliseconds: the median of the first ones."""
+    token, took = "", []
+    while len(took) < PAGES:
         began = time.monotonic()
         page = daemon.keys.ListKeys(
             messages.ListKeysRequest(parent="instances/default", page_size=200, page_token=token)
         )
-        pages.append(time.monotonic() - began)
+        took.append(time.monotonic() - began)
         token = page.next_page_token
         if not token:
             break
-    store = sqlite3.connect(base / "state/store.sqlite")
-    kinds = {}
-    for kind, where in (("wrapped", "NOT NULL"), ("token", "NULL")):
-        sql = f"SELECT DISTINCT key FROM key_versions WHERE wrapped IS {where} ORDER BY random() LIMIT ?"
-        ids = store.execute(sql, [CALLS]).fetchall()
-        kinds[kind] = [f"instances/default/keys/{uuid.UUID(bytes=row[0])}" for row in ids]
-    store.close()
+    return 1e3 * statistics.median(took)
+
+
+def creates_of(daemon):
+    """What it takes to create a key, in milliseconds; None if it took longer than may be."""
+    took = []
+    for number in range(5):
+        began = time.monotonic()
+        try:
+            daemon.create(f"new {number}")
+        except client.grpc.RpcError as error:
+            print(f"many_keys: no key was made: {error.details()}", file=sys.stderr)
+            return None
+        took.append(time.monotonic() - began)
+    return 1e3 * statistics.median(took)
+
+
+def measure(program, base, modules, residency, keys):
+    """What one daemon takes, with so many keys."""
+    crypto, messages = modules[0], modules[2]
+    daemon = Daemon(program, base, modules)
+    page = pages_of(daemon, messages)
+    first = names_of(base, "created, key", FIRST)
+    few = names_of(base, "created, key", FIRST, FIRST)
+    many = (names_of(base, "random()", CALLS) * CALLS)[:CALLS]
     deks = {}
 
     def wrap(key):
@@ -159,91 +187,52 @@ def measure_wrapped(program, base, modules, keys):
     def unwrap(key):
         daemon.crypto.UnwrapDek(crypto.UnwrapDekRequest(key=key, wrapped_dek=deks[key]))
 
-    for names in kinds.values():
+    for names in (first, few):
         cpu_of(daemon, names, wrap)
+    wrapped = cpu_of(daemon, many, wrap)
     daemon.stop()
-    # None is in the HSM's sessions now.
+    # No key is in the HSM's sessions now.
     daemon = Daemon(program, base, modules)
-    figures = {"keys": keys, "start_s": daemon.started, "memory_mib": daemon.memory_mib()}
-    figures["list_page_of_200_ms"] = 1e3 * statistics.median(pages)
-    cold = cpu_of(daemon, kinds["wrapped"], unwrap)
-    few = {"wrapped": kinds["wrapped"][:20], "token": kinds["token"][:20]}
-    warm = {"wrapped": [], "token": []}
+    figures = {"residency": residency, "keys": keys, "start_s": daemon.started}
+    figures |= {"memory_mib": daemon.memory_mib(), "list_page_of_200_ms": page, "wrap_cpu_us": wrapped}
+    figures["unwrap_once_cpu_us"] = cpu_of(daemon, many, unwrap)
+    warm = {"unwrap_warm_cpu_us": few, "unwrap_first_cpu_us": first}
+    taken = {name: [] for name in warm}
     for _ in range(ROUNDS):
-        for kind, names in few.items():
-            calls = (names * CALLS)[: CALLS // 2]
-            cpu_of(daemon, names * 3, unwrap)
-            warm[kind].append(cpu_of(daemon, calls, unwrap))
-    figures["cold_unwrap_cpu_us"] = cold
-    for kind, cpus in warm.items():
-        figures[f"unwrap_{kind}_cpu_us"] = statistics.median(cpus)
+        for name, keys_used in warm.items():
+            cpu_of(daemon, keys_used * 3, unwrap)
+            taken[name].append(cpu_of(daemon, (keys_used * CALLS)[: CALLS // 2], unwrap))
+    figures |= {name: statistics.median(cpus) for name, cpus in taken.items()}
     figures["memory_after_mib"] = daemon.memory_mib()
+    figures["create_ms"] = creates_of(daemon)
     daemon.stop()
     return figures
 
 
-def wrapped_rows(program, base, modules, many):
+def rows_of(program, base, modules, residency, many):
     """A row of figures for each number of keys."""
     daemon = Daemon(program, base, modules)
-    for number in range(20):
+    for number in range(FIRST):
         daemon.create(number)
-    daemon.stop_and_set("wrapped")
+    daemon.stop_and_set(residency)
     daemon = Daemon(program, base, modules)
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(daemon.create, range(AT_ONCE)))
-    print(f"many_keys: {AT_ONCE / (time.monotonic() - began):.0f} keys made a second", file=sys.stderr)
+        list(pool.map(daemon.create, range(MODELS)))
+    print(f"many_keys: {MODELS / (time.monotonic() - began):.0f} keys made a second", file=sys.stderr)
     daemon.stop()
     rows = []
     for keys in many:
-        multiply(base, keys)
-        print(f"many_keys: {keys} keys are in the store", file=sys.stderr)
-        rows.append(measure_wrapped(program, base, modules, keys))
+        multiply(base, residency, keys)
+        print(f"many_keys: {keys} keys, {residency}", file=sys.stderr)
+        rows.append(measure(program, base, modules, residency, keys))
     return rows
 
 
-def measure(daemon, keys):
-    """What one daemon takes, with that many keys in it."""
-    crypto, messages = daemon.pb
-    made = []
-    for number in range(20):
-        began = time.monotonic()
-        name = daemon.create(f"new {number}")
-        made.append(time.monotonic() - began)
-    names, token, pages = [], "", []
-    while True:
-        began = time.monotonic()
-        page = daemon.keys.ListKeys(
-            messages.ListKeysRequest(parent="instances/default", page_size=200, page_token=token)
-        )
-        pages.append(time.monotonic() - began)
-        names += [key.name for key in page.keys]
-        token = page.next_page_token
-        if not token:
-            break
-    figures = {
-        "keys": keys,
-        "start_s": daemon.started,
-        "memory_mib": daemon.memory_mib(),
-        "create_ms": 1e3 * statistics.median(made),
-        "list_page_of_200_ms": 1e3 * statistics.median(pages),
-    }
-    stride = max(1, len(names) // CALLS)
-    chosen = (names[::stride] * CALLS)[:CALLS]
-    wrapped = {}
-    for call in ("wrap", "unwrap"):
-        def one(key, call=call):
-            if call == "wrap":
-                answer = daemon.crypto.WrapDek(crypto.WrapDekRequest(key=key, dek=b"d" * 32))
-                wrapped[key] = answer.wrapped_dek
-            else:
-                daemon.crypto.UnwrapDek(crypto.UnwrapDekRequest(key=key, wrapped_dek=wrapped[key]))
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            list(pool.map(one, chosen[:200]))
-            cpu = daemon.cpu_seconds()
-            list(pool.map(one, chosen))
-        figures[f"{call}_cpu_us"] = 1e6 * (daemon.cpu_seconds() - cpu) / len(chosen)
-    return figures
+def told(value):
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def main():
@@ -253,44 +242,18 @@ def main():
     parser.add_argument("--residency", choices=["token", "wrapped"], default="token")
     parser.add_argument("--json", type=pathlib.Path)
     arguments = parser.parse_args()
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         (folder / "pb").mkdir()
         modules = client.generate(str(folder / "pb"))
         base = folder / "base"
         base.mkdir()
-        Daemon(arguments.daemon, base, modules).stop()
-        have = 0
-        if arguments.residency == "wrapped":
-            rows = wrapped_rows(arguments.daemon, base, modules, sorted(arguments.keys))
-            steps = []
-        else:
-            steps = [10, *sorted(arguments.keys)]
-        for keys in steps:
-            while have < keys:
-                part = folder / "part"
-                shutil.copytree(folder / "base" if have == 0 else folder / "empty", part)
-                if have == 0:
-                    shutil.copytree(part, folder / "empty")
-                daemon = Daemon(arguments.daemon, part, modules)
-                many = min(AT_ONCE, keys - have)
-                with concurrent.futures.ThreadPoolExecutor(2) as pool:
-                    list(pool.map(daemon.create, range(have, have + many)))
-                daemon.stop()
-                merge(base, part)
-                shutil.rmtree(part)
-                have += many
-                print(f"many_keys: {have} keys are made", file=sys.stderr)
-            daemon = Daemon(arguments.daemon, base, modules)
-            rows.append(measure(daemon, have))
-            have += 20
-            daemon.stop()
+        rows = rows_of(arguments.daemon, base, modules, arguments.residency, sorted(arguments.keys))
     names = list(rows[0])
     print("| " + " | ".join(names) + " |")
     print("|" + "---|" * len(names))
     for row in rows:
-        print("| " + " | ".join(f"{row[name]:.4g}" for name in names) + " |")
+        print("| " + " | ".join(told(row[name]) for name in names) + " |")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -1,5 +1,5 @@
 """What a million registrations on one key cost: the guard of its deletion, a page of the
-list, the counts of an impact. Beside a key with a thousand; prints a table.
+list, the counts of an impact. Beside keys with fewer; prints a table.
 
 The rows are put into the store while the daemon is stopped, through the same triggers that
 count every registration. `make bench` runs it.
@@ -61,7 +61,7 @@ def timed(call):
     return 1e3 * statistics.median(times)
 
 
-def measure(daemon, stubs, name, many):
+def measure(daemon, stubs, crypto, name, many):
     registrations, resources, pb = stubs
     keys = daemon.pb[1]
 
@@ -77,10 +77,14 @@ def measure(daemon, stubs, name, many):
     middle = f"crn:v1:rootkeyd:public:is:local:a/dev::volume:{many // 2:08}"[:-2] + "*"
     found = pb["registrations"].ListRegistrationsRequest(parent=name, resource=middle)
     impact = pb["resources"].PreviewKeyImpactRequest(name=name, change=2, page_size=200)
+    wrap = crypto.WrapDekRequest(key=name, dek=b"d" * 32)
+    unwrap = crypto.UnwrapDekRequest(key=name, wrapped_dek=daemon.crypto.WrapDek(wrap).wrapped_dek)
+    calls = [unwrap] * many_keys.CALLS
     return {
         "registrations": many,
         "start_s": daemon.started,
         "memory_mib": daemon.memory_mib(),
+        "unwrap_cpu_us": many_keys.cpu_of(daemon, calls, daemon.crypto.UnwrapDek),
         "delete_guard_ms": timed(refused_delete),
         "list_page_of_200_ms": timed(lambda: registrations.ListRegistrations(page)),
         "list_by_prefix_ms": timed(lambda: registrations.ListRegistrations(found)),
@@ -104,7 +108,7 @@ def main():
 
         directory = folder / "dev"
         directory.mkdir()
-        for many in (1_000, arguments.registrations):
+        for many in (10, 1_000, 100_000, arguments.registrations):
             daemon = Daemon(arguments.daemon, directory, modules)
             name = daemon.create(many)
             daemon.stop()
@@ -116,7 +120,7 @@ def main():
                 resources_pb2_grpc.ResourceServiceStub(channel),
                 {"registrations": registrations_pb2, "resources": resources_pb2},
             )
-            rows.append(measure(daemon, stubs, name, many))
+            rows.append(measure(daemon, stubs, modules[0], name, many))
             daemon.stop()
     names = list(rows[0])
     print("| " + " | ".join(names) + " |")

@@ -14,10 +14,11 @@ use rootkeyd::domain::Aad;
 use rootkeyd::envelope::authenticated;
 use rusqlite::Connection;
 use tokio::runtime::Runtime;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::Channel;
 use uuid::Uuid;
 
 use crate::callers::Target;
+use crate::connect;
 use crate::peer::Peer;
 
 #[path = "../../tests/chaos-pkcs11/layout.rs"]
@@ -234,13 +235,7 @@ fn channels(
     address: &str,
     count: usize,
 ) -> Vec<Channel> {
-    let read = |file: &str| fs::read(directory.join("tls").join(file)).unwrap();
-    let identity = Identity::from_pem(read(&format!("{name}.pem")), read(&format!("{name}.key")));
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(read("ca.pem")))
-        .identity(identity);
-    let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
-    let endpoint = endpoint.tls_config(tls).unwrap();
+    let endpoint = connect::endpoint((directory, name), address);
     (0..count).map(|_| runtime.block_on(endpoint.connect()).unwrap()).collect()
 }
 

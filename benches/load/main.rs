@@ -12,6 +12,7 @@
 mod callers;
 mod cases;
 mod commit;
+mod connect;
 mod cpu;
 mod daemon;
 mod echo;

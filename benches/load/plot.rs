@@ -23,6 +23,8 @@ pub fn draw(figures: &Figures, path: &Path) {
     let size = (1000, u32::try_from(80 + ROW * bars.len()).unwrap());
     let area = SVGBackend::new(path, size).into_drawing_area();
     area.fill(&WHITE).unwrap();
+    // Segments are there for both ends of the range, which must not be one.
+    let segments = 0..(rows - 1).max(1);
     let mut chart = ChartBuilder::on(&area)
         .caption(
             "server CPU for a DEK; line: least to most; mark: gRPC echo + HSM",
@@ -31,7 +33,7 @@ pub fn draw(figures: &Figures, path: &Path) {
         .margin(10)
         .x_label_area_size(35)
         .y_label_area_size(210)
-        .build_cartesian_2d(0.0..most, (0..rows).into_segmented())
+        .build_cartesian_2d(0.0..most, segments.into_segmented())
         .unwrap();
     let title = |place: &SegmentValue<i32>| match place {
         SegmentValue::CenterOf(row) => title_of(&bars, rows - 1 - row),
