@@ -22,6 +22,7 @@ pub mod dev;
 pub mod domain;
 pub mod envelope;
 pub mod error;
+mod gather;
 pub mod hsm;
 pub mod memory;
 pub mod secret;

@@ -9,16 +9,17 @@ use std::path::{Path, PathBuf};
 
 /// Module → modules of ours that it may use.
 #[rustfmt::skip]
-const MAY_USE: [(&str, &[&str]); 21] = [
+const MAY_USE: [(&str, &[&str]); 22] = [
     ("failpoint", &[]),
     ("domain",    &[]),
     ("secret",    &[]),
     ("memory",    &[]),
+    ("gather",    &[]),
     ("envelope",  &["domain", "secret", "error"]),
     ("error",     &["domain", "envelope", "hsm", "store", "audit"]),
-    ("hsm",       &["domain", "secret", "error"]),
+    ("hsm",       &["domain", "secret", "error", "gather"]),
     ("store",     &["domain", "secret", "error"]),
-    ("audit",     &["domain", "secret", "error"]),
+    ("audit",     &["domain", "secret", "error", "gather"]),
     ("auth",      &["domain", "secret", "error"]),
     ("sinks",     &["domain", "audit", "error"]),
     ("clock",     &["domain", "store"]),

@@ -114,21 +114,12 @@ impl Writer {
         }
     }
 
-    /// Adds what waits. Threads that are ready to run have their turn first, since what
-    /// they are at is mostly the next record: a commit costs as much CPU for one as for
-    /// many. Where the processors are idle this returns at once, so nobody waits for it.
+    /// Adds what waits: a commit costs as much for one record as for many.
     fn gather(&mut self, intake: &Intake) {
-        for turn in 0..=TURNS {
-            let before = self.waiting.len();
-            while self.has_room()
-                && let Ok(entry) = intake.receiver.try_recv()
-            {
-                self.add(entry);
-            }
-            if turn == TURNS || (turn > 0 && before == self.waiting.len()) {
-                return;
-            }
-            std::thread::yield_now();
+        while self.has_room()
+            && let Ok(entry) = intake.receiver.try_recv()
+        {
+            self.add(entry);
         }
     }
 
@@ -205,14 +196,15 @@ fn reply(answer: Answer, what: Result<u64, AuditError>) {
 
 /// An `io::Error` cannot be cloned, and each of those who wait gets one.
 fn failed(error: &io::Error) -> AuditError {
-    let source =
-        error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
-    AuditError::Unavailable { what: "append", source }
+    AuditError::Unavailable { what: "append", source: again(error) }
+}
+
+/// The same error.
+pub(super) fn again(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 /// Most bytes of one append.
 const ENTRY_BYTES: usize = BATCH_BYTES / 2;
-/// How often other threads have their turn before a commit.
-const TURNS: usize = 3;
 /// A batch that has as many records is written before more are taken.
 const BATCH_RECORDS: u64 = 1024;

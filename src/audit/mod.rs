@@ -18,6 +18,7 @@ mod proof;
 mod reading;
 mod recovery;
 mod segment;
+mod together;
 mod witness;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
 use crate::domain::{Event, ObjectId};
+use crate::gather::Gather;
 
 pub use chain::Record;
 pub use exporter::Exporter;
@@ -43,6 +45,7 @@ use log::{BATCH_BYTES, Entry, Intake, Queue, State, Writer};
 use page::{Bound, Walk};
 use proof::Proof;
 use segment::Directory;
+use together::Part;
 
 /// The audit log could not do what was asked.
 #[derive(Debug, Error)]
@@ -107,6 +110,8 @@ struct Inner {
     directory: PathBuf,
     state: Arc<RwLock<State>>,
     queue: Arc<Queue>,
+    /// Appends of one event that go to the thread together.
+    gather: Gather<Part>,
     /// How many records are durable, while somebody waits for more.
     durable: watch::Sender<u64>,
     proof: Mutex<Proof>,
@@ -144,7 +149,8 @@ impl Audit {
             .map_err(segment::unavailable("start the thread"))?;
         let thread = Mutex::new(Some(thread));
         let proof = Mutex::new(proof);
-        Ok(Self(Arc::new(Inner { directory: path, state, queue, durable, proof, thread })))
+        let gather = Gather::default();
+        Ok(Self(Arc::new(Inner { directory: path, state, queue, gather, durable, proof, thread })))
     }
 
     /// Appends events behind one another and returns when all are durable, with the sequence
@@ -159,18 +165,20 @@ impl Audit {
         if events.is_empty() {
             return Ok(self.length() + 1);
         }
-        let (answer, answered) = oneshot::channel();
-        self.enqueue(Entry { events, answer })?;
-        answered.await.unwrap_or_else(|gone| {
-            Err(segment::unavailable("append, the thread ended")(std::io::Error::other(gone)))
-        })
+        match <[Event; 1]>::try_from(events) {
+            Ok([event]) if together::is_short(&event) => self.append_short(event).await,
+            Ok([event]) => wait(self.send(vec![event])?).await,
+            Err(events) => wait(self.send(events)?).await,
+        }
     }
 
-    fn enqueue(&self, entry: Entry) -> Result<(), AuditError> {
+    /// Puts an append into the queue.
+    fn send(&self, events: Vec<Event>) -> Result<Answered, AuditError> {
         let closed = || segment::unavailable(CLOSED)(std::io::ErrorKind::BrokenPipe.into());
+        let (answer, answered) = oneshot::channel();
         let queue = self.0.queue.read();
-        match queue.as_ref().ok_or_else(closed)?.try_send(entry) {
-            Ok(()) => Ok(()),
+        match queue.as_ref().ok_or_else(closed)?.try_send(Entry { events, answer }) {
+            Ok(()) => Ok(answered),
             Err(TrySendError::Full(_)) => Err(AuditError::Overloaded),
             Err(TrySendError::Disconnected(_)) => Err(closed()),
         }
@@ -258,6 +266,14 @@ pub fn verify(directory: &Path) -> Result<Verified, AuditError> {
         return Err(AuditError::Corrupt { place, what: "there is no segment" });
     }
     recovery::verify(directory, &segments, None)
+}
+
+type Answered = oneshot::Receiver<Result<u64, AuditError>>;
+
+async fn wait(answered: Answered) -> Result<u64, AuditError> {
+    answered.await.unwrap_or_else(|gone| {
+        Err(segment::unavailable("append, the thread ended")(std::io::Error::other(gone)))
+    })
 }
 
 impl Inner {
@@ -477,7 +493,7 @@ mod tests {
     }
 
     /// A log whose thread does not run, and what its thread would take from.
-    fn stalled(queue: usize) -> (Audit, Intake) {
+    pub(super) fn stalled(queue: usize) -> (Audit, Intake) {
         let (sender, receiver) = crossbeam_channel::bounded(queue);
         let other = tempfile::tempdir().unwrap();
         drop(open(&other).unwrap());
@@ -489,7 +505,8 @@ mod tests {
         let queue = Arc::new(RwLock::new(Some(sender)));
         let intake = Intake { queue: Arc::clone(&queue), receiver };
         let (state, thread) = (Arc::new(RwLock::new(state)), Mutex::new(None));
-        let inner = Inner { directory: PathBuf::new(), state, queue, durable, proof, thread };
+        let (directory, gather) = (PathBuf::new(), Gather::default());
+        let inner = Inner { directory, state, queue, gather, durable, proof, thread };
         (Audit(Arc::new(inner)), intake)
     }
 
@@ -497,7 +514,7 @@ mod tests {
     async fn a_full_queue_answers_overloaded_at_once() {
         let (audit, _intake) = stalled(2);
         let waiting = [audit.clone(), audit.clone()]
-            .map(|audit| tokio::spawn(async move { audit.append(vec![event(1)]).await }));
+            .map(|audit| tokio::spawn(async move { audit.append(vec![event(1); 2]).await }));
         tokio::task::yield_now().await;
         assert!(matches!(audit.append(vec![event(2)]).await, Err(AuditError::Overloaded)));
         assert!(waiting.iter().all(|task| !task.is_finished()));
@@ -510,7 +527,9 @@ mod tests {
             let audit = audit.clone();
             async move { audit.append(vec![event(1)]).await }
         });
-        tokio::task::yield_now().await;
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
         drop(intake);
         assert!(matches!(waiting.await.unwrap(), Err(AuditError::Unavailable { .. })));
         assert!(matches!(audit.append(vec![event(2)]).await, Err(AuditError::Unavailable { .. })));
@@ -522,9 +541,7 @@ mod tests {
         let audit = open(&directory).unwrap();
         let mut answers = Vec::new();
         for number in 0..50 {
-            let (answer, answered) = oneshot::channel();
-            audit.enqueue(Entry { events: vec![event(number)], answer }).unwrap();
-            answers.push(answered);
+            answers.push(audit.send(vec![event(number)]).unwrap());
         }
         audit.close();
         audit.close();

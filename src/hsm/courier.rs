@@ -231,6 +231,7 @@ impl Courier {
     fn carry(&self, process: &mut Process, job: Job) -> io::Result<()> {
         self.watch.reported.store(false, Ordering::Relaxed);
         self.watch.activity.begin(Some(&job.work));
+        let (began, deks) = (Instant::now(), job.work.deks());
         let (ask, waiting) = split(job.work, &self.shelf);
         let asked = wire::write(&mut process.stream, &ask);
         // Its DEKs are wiped before the wait.
@@ -239,6 +240,7 @@ impl Courier {
         self.watch.activity.end();
         match answer {
             Ok(Answer { said, lost }) => {
+                self.shelf.pace.note(began.elapsed(), deks);
                 self.deliver(waiting, said)?;
                 lost.map_or(Ok(()), |lost| Err(io::Error::other(lost)))
             }

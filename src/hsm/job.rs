@@ -111,6 +111,11 @@ impl Work {
         }
     }
 
+    /// How many DEKs it is about.
+    pub(super) fn deks(&self) -> usize {
+        if let Self::Crypt(items, _) = self { items.len() } else { 0 }
+    }
+
     /// How much longer than other work it may take before its worker is taken
     /// for stuck.
     pub(super) const fn allowance(&self) -> Duration {

@@ -13,16 +13,54 @@ use cryptoki::error::RvError;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 
-use super::copying::is_loss;
 use super::ffi::Functions;
-use super::ladder::{Ladder, Step};
 use super::object::Kind;
-use super::rv::verdict;
+use super::recovery::Way;
 use super::session_keys::{NotMade, SessionKey};
-use super::worker::{Failure, Worker, lost};
+use super::worker::{Failure, Worker};
 use super::wrapping::{self, opens, rv};
 use super::{HsmError, Sealed, Wrapped};
 use crate::domain::ObjectId;
+
+/// To a root key that is kept wrapped, by its session key.
+struct Unwrapped<'a> {
+    object: ObjectId,
+    wrapped: &'a Wrapped,
+    /// As it was last used.
+    key: Option<Arc<SessionKey>>,
+}
+
+impl Way for Unwrapped<'_> {
+    fn object(&self) -> ObjectId {
+        self.object
+    }
+
+    fn handle(&mut self, worker: &mut Worker) -> Result<ObjectHandle, Failure> {
+        let key = worker.loaded(self.object, self.wrapped)?;
+        Ok(self.key.insert(key).handle)
+    }
+
+    fn at_once(&self, _worker: &mut Worker, _rv: RvError, _: HsmError) -> Option<Failure> {
+        None
+    }
+
+    /// It is not looked for, but unwrapped again.
+    fn find_again(&mut self, worker: &mut Worker) -> Result<(), Failure> {
+        self.give_up(worker);
+        Ok(())
+    }
+
+    fn prove(&mut self, worker: &mut Worker) -> Result<(), Failure> {
+        let Some(key) = &self.key else { return Ok(()) };
+        worker.prove_loaded((self.object, key), self.wrapped)
+    }
+
+    fn give_up(&mut self, worker: &mut Worker) {
+        if let Some(key) = self.key.take() {
+            worker.token.session_keys.remove(self.object, &key);
+        }
+    }
+}
 
 impl Worker {
     /// As [`Worker::with`] for a root key that is kept wrapped.
@@ -30,44 +68,9 @@ impl Worker {
         &mut self,
         (object, wrapped): (ObjectId, &Wrapped),
         unverified: HsmError,
-        mut operation: impl FnMut(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
+        operation: impl FnMut(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
     ) -> Result<T, Failure> {
-        let mut ladder = Ladder::default();
-        loop {
-            if self.activity.is_fenced() {
-                return Err(Failure::Answer(HsmError::Unavailable));
-            }
-            let key = self.loaded(object, wrapped)?;
-            let rv = match operation(&self.token.functions, &self.session, key.handle) {
-                Ok(done) => {
-                    if ladder.is_begun() {
-                        tracing::warn!(%object, ?ladder, "the HSM did it at another try");
-                    }
-                    return Ok(done);
-                }
-                Err(rv) => rv,
-            };
-            if is_loss(rv) {
-                self.token.session_keys.lose();
-            }
-            self.reopen()?;
-            match ladder.next(verdict(rv)) {
-                Step::Again => {}
-                Step::LogIn => self.log_in()?,
-                // It is not looked for, but unwrapped again.
-                Step::Find => self.token.session_keys.remove(object, &key),
-                Step::ProveAndAgain => self.prove_loaded((object, &key), wrapped)?,
-                Step::ProveAndBelieve => {
-                    self.prove_loaded((object, &key), wrapped)?;
-                    return Err(Failure::Answer(unverified));
-                }
-                Step::Blame => {
-                    self.token.session_keys.remove(object, &key);
-                    return Err(self.blame(&rv));
-                }
-                Step::Lose => return Err(lost(&rv)),
-            }
-        }
+        self.with_way(Unwrapped { object, wrapped, key: None }, unverified, operation)
     }
 
     /// Its session key, which is made if there is none.
@@ -159,7 +162,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::super::tests::{one, open, run_with_token, seal, soon, token};
-    use super::super::{Crypt, Hsm, RootKey, Settings};
+    use super::super::{Crypt, Hsm, Means, RootKey, Settings};
     use super::*;
     use crate::domain::WrappedKey;
     use crate::secret::Secret;
@@ -190,17 +193,27 @@ mod tests {
         let (wrapped, Sealed { iv, bytes }) =
             hsm.generate_wrapped((object, master), soon()).await.unwrap();
         let check_value = [&iv[..], &bytes].concat().into();
-        RootKey { object, wrapped: Some(Wrapped { key: Arc::new(wrapped), check_value }) }
+        unwrapped(object, wrapped, check_value)
+    }
+
+    fn unwrapped(object: ObjectId, key: WrappedKey, check_value: Arc<[u8]>) -> RootKey {
+        let means = Means::Unwrapped(Wrapped { key: Arc::new(key), check_value });
+        RootKey { object, means }
+    }
+
+    fn blob_of(key: &RootKey) -> Wrapped {
+        let Means::Unwrapped(wrapped) = &key.means else { panic!("{key:?}") };
+        wrapped.clone()
     }
 
     /// The same with its blob changed.
     fn tampered(key: &RootKey, change: impl FnOnce(&mut Vec<u8>)) -> RootKey {
-        let Wrapped { key: wrapped, check_value } = key.wrapped.clone().unwrap();
+        let Wrapped { key: wrapped, check_value } = blob_of(key);
         let mut blob = wrapped.blob().to_vec();
         change(&mut blob);
         let wrapped = WrappedKey::new(wrapped.master, blob).unwrap();
         // Of an object of its own, or the good one would be in the cache.
-        RootKey { object: new_id(), wrapped: Some(Wrapped { key: Arc::new(wrapped), check_value }) }
+        unwrapped(new_id(), wrapped, check_value)
     }
 
     fn seal_by(key: &RootKey) -> Crypt {
@@ -253,7 +266,7 @@ mod tests {
         with_master(name, async |hsm, master| {
             let (key, other) = (new_key(&hsm, master).await, new_key(&hsm, master).await);
             let sealed = sealed_by(&hsm, &key).await;
-            let others = other.wrapped.as_ref().unwrap().key.blob().to_vec();
+            let others = blob_of(&other).key.blob().to_vec();
             let damaged = [
                 tampered(&key, |blob| blob[0] ^= 1),
                 tampered(&key, |blob| blob[39] ^= 1),
@@ -268,9 +281,8 @@ mod tests {
                 }
             }
             let unknown = WrappedKey::new(new_id(), vec![0; 40]).unwrap();
-            let check_value = key.wrapped.clone().unwrap().check_value;
-            let wrapped = Some(Wrapped { key: Arc::new(unknown), check_value });
-            let homeless = RootKey { object: new_id(), wrapped };
+            let check_value = blob_of(&key).check_value;
+            let homeless = unwrapped(new_id(), unknown, check_value);
             assert_eq!(one(&hsm, seal_by(&homeless)).await.unwrap_err(), HsmError::Missing);
             assert_eq!(one(&hsm, open_by(&key, &sealed)).await.unwrap().dek.expose(), b"dek");
         });

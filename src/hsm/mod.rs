@@ -11,6 +11,7 @@ mod circuit;
 mod confine;
 mod copying;
 mod courier;
+mod crypt;
 mod ffi;
 mod import;
 mod job;
@@ -22,16 +23,19 @@ mod mechanism;
 mod notice;
 mod oaep;
 mod object;
+mod pace;
 mod pair;
 mod recovery;
 mod root_key;
 mod rv;
 mod session_keys;
+mod settings;
 mod shelf;
 mod signer;
 mod supervisor;
 #[cfg(test)]
 mod tests;
+mod together;
 mod token;
 mod torn;
 mod unwrapping;
@@ -42,7 +46,6 @@ mod worker_process;
 mod wrapping;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -53,20 +56,23 @@ use cryptoki::error::RvError;
 use minicbor::{Decode, Encode};
 use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
+pub use crypt::{Crypt, Crypted, Means, RootKey, Sealed, Wrapped};
 pub use session_keys::{SessionCopies, SessionObjects};
+pub use settings::{Isolation, Processes, Settings, WorkerCommand};
 pub use token::{TokenInfo, make_token};
 pub use torn::torn_files;
 pub use worker_process::serve_worker;
 pub use wrapping::WrapFault;
 
-use crate::domain::{ImportAlgorithm, ObjectId, SealedMaterial, Version, WrappedKey};
-use crate::secret::Secret;
+use crate::domain::{ImportAlgorithm, ObjectId, SealedMaterial, WrappedKey};
+use crate::gather::Gather;
 use job::{Import, Job, Reply, Retired, Work};
 use object::Kind;
 use shelf::Shelf;
 use supervisor::Control;
+use together::Part;
 use view::View;
 use wrapping::NewlyWrapped;
 
@@ -120,171 +126,6 @@ pub enum HsmError {
     Damaged,
 }
 
-/// What the HSM is and how it is driven.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The PKCS#11 module, a shared library.
-    pub module: PathBuf,
-    /// Label of the token that holds the root keys.
-    pub token_label: String,
-    /// File with the user PIN, and nothing else but a line end.
-    pub pin_file: PathBuf,
-    /// Sessions that do work, one thread each.
-    pub workers: usize,
-    /// Jobs that may wait.
-    pub queue: usize,
-    /// How long one job may take before its worker is given up and replaced.
-    pub stuck_after: Duration,
-    /// Directory whose file system is synchronized after an object was made or
-    /// destroyed: for SoftHSM, which does not do so itself.
-    pub sync_directory: Option<PathBuf>,
-    /// Whether to take key material sealed with SHA-256 even if the token cannot
-    /// unwrap it: raw RSA in the token and the rest here, so that the key is in
-    /// our memory for a moment.
-    pub software_unwrap: bool,
-    /// How session objects stand in for root keys.
-    pub session_objects: SessionObjects,
-    /// Where the module runs.
-    pub isolation: Isolation,
-}
-
-/// Where the module runs.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Isolation {
-    /// In this process; a worker is a thread.
-    Threads,
-    /// In processes of its own: if the module crashes, the daemon goes on.
-    Processes(Processes),
-}
-
-/// How worker processes are run.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Processes {
-    /// What starts one.
-    pub command: WorkerCommand,
-    /// Locked by the one that changes objects, in the state directory: no other daemon
-    /// changes any before it is done.
-    pub writer_lock: PathBuf,
-    /// Whether the module may speak to the network.
-    pub network: bool,
-}
-
-/// A program that calls [`serve_worker`] with the socket that is its standard input.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct WorkerCommand {
-    /// The program.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub arguments: Vec<String>,
-}
-
-/// An operation on a DEK, under one root key object.
-#[derive(Debug, Decode, Encode)]
-pub enum Crypt {
-    /// Seals a DEK.
-    #[n(0)]
-    Seal {
-        /// The root key.
-        #[n(0)]
-        key: RootKey,
-        /// What is authenticated with it.
-        #[cbor(n(1), with = "minicbor::bytes")]
-        aad: Vec<u8>,
-        /// 1 to 7500 bytes.
-        #[cbor(n(2), with = "wire::secret")]
-        dek: Secret,
-    },
-    /// Makes a random DEK and seals it.
-    #[n(1)]
-    Generate {
-        /// The root key.
-        #[n(0)]
-        key: RootKey,
-        /// What is authenticated with it.
-        #[cbor(n(1), with = "minicbor::bytes")]
-        aad: Vec<u8>,
-        /// Length of the DEK, in bytes.
-        #[n(2)]
-        length: usize,
-    },
-    /// Opens a sealed DEK, and seals it again if asked.
-    #[n(2)]
-    Open {
-        /// The root key.
-        #[n(0)]
-        key: RootKey,
-        /// What was authenticated with it.
-        #[cbor(n(1), with = "minicbor::bytes")]
-        aad: Vec<u8>,
-        /// IV, ciphertext and tag.
-        #[n(2)]
-        sealed: Sealed,
-        /// Root key and AAD to seal it under again.
-        #[cbor(n(3), with = "wire::reseal")]
-        reseal: Option<(RootKey, Vec<u8>)>,
-    },
-}
-
-/// A root key, as a job names it.
-#[derive(Clone, Debug, Decode, Encode)]
-pub struct RootKey {
-    /// CKA_ID of its object.
-    #[cbor(n(0), with = "wire::id")]
-    pub object: ObjectId,
-    /// What its object is unwrapped from; unset if it is an object of the token.
-    #[cbor(n(1), with = "wire::wrapped")]
-    pub wrapped: Option<Wrapped>,
-}
-
-/// What a worker needs to unwrap a root key.
-#[derive(Clone, Debug)]
-pub struct Wrapped {
-    /// The blob.
-    pub key: Arc<WrappedKey>,
-    /// What it must open, once it is unwrapped: IV, ciphertext and tag.
-    pub check_value: Arc<[u8]>,
-}
-
-impl From<ObjectId> for RootKey {
-    /// An object of the token.
-    fn from(object: ObjectId) -> Self {
-        Self { object, wrapped: None }
-    }
-}
-
-impl From<&Version> for RootKey {
-    fn from(version: &Version) -> Self {
-        let wrapped = version.wrapped.as_ref().map(|key| Wrapped {
-            key: Arc::clone(key),
-            check_value: Arc::clone(&version.check_value),
-        });
-        Self { object: version.object, wrapped }
-    }
-}
-
-/// IV, and ciphertext with tag.
-#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
-pub struct Sealed {
-    /// 96 bits, random.
-    #[cbor(n(0), with = "minicbor::bytes")]
-    pub iv: [u8; mechanism::IV_BYTES],
-    /// Ciphertext and tag of 16 bytes.
-    #[cbor(n(1), with = "minicbor::bytes")]
-    pub bytes: Vec<u8>,
-}
-
-/// What became of one [`Crypt`].
-#[derive(Debug, Decode, Encode)]
-pub struct Crypted {
-    /// The DEK: opened, generated, or given back.
-    #[cbor(n(0), with = "wire::secret")]
-    pub dek: Secret,
-    /// The DEK sealed; `None` if it was only opened. An error if it was opened
-    /// and could not be sealed again.
-    #[n(1)]
-    pub sealed: Option<Result<Sealed, HsmError>>,
-}
-
 /// Whether root keys can be used.
 #[derive(Clone, Debug)]
 pub enum Health {
@@ -314,6 +155,8 @@ struct Inner {
     control: Sender<Control>,
     health: watch::Receiver<Health>,
     view: View,
+    /// Calls about one DEK that go to the HSM together.
+    gather: Gather<Part>,
     settings: Settings,
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }
@@ -359,7 +202,16 @@ impl Hsm {
             }
         };
         let supervisor = Mutex::new(Some(thread));
-        Ok(Self(Arc::new(Inner { jobs, writes, control, health, view, settings, supervisor })))
+        Ok(Self(Arc::new(Inner {
+            jobs,
+            writes,
+            control,
+            health,
+            view,
+            gather: Gather::default(),
+            settings,
+            supervisor,
+        })))
     }
 
     /// Follows the health.
@@ -423,7 +275,8 @@ impl Hsm {
     }
 
     /// Does all of `items` as one job; each succeeds or fails alone, and the
-    /// answer is as long as `items`.
+    /// answer is as long as `items`. With a fast HSM a single one goes together with others
+    /// that come at the same time.
     ///
     /// # Errors
     /// [`HsmError`], if none of it was answered.
@@ -432,7 +285,10 @@ impl Hsm {
         items: Vec<Crypt>,
         deadline: Instant,
     ) -> Result<Vec<Result<Crypted, HsmError>>, HsmError> {
-        self.run(deadline, |reply| Work::Crypt(items, reply)).await
+        match <[Crypt; 1]>::try_from(items) {
+            Ok([item]) => self.crypt_one(item, deadline).await.map(|done| vec![done]),
+            Err(items) => self.run(deadline, |reply| Work::Crypt(items, reply)).await,
+        }
     }
 
     /// Makes a root key (AES-256) with `object` as its CKA_ID; returns its check
@@ -591,7 +447,7 @@ impl Hsm {
     /// Opens a version's check value: whether the object is the key that it was.
     /// As [`Crypt`] items for [`Hsm::crypt`], to be sent in chunks.
     pub fn check(object: ObjectId, check_value: &[u8]) -> Option<Crypt> {
-        let key = RootKey::from(object);
+        let key = RootKey::itself(object);
         let (iv, bytes) = check_value.split_first_chunk()?;
         let sealed = Sealed { iv: *iv, bytes: bytes.to_vec() };
         Some(Crypt::Open { key, aad: object::CHECK_AAD.to_vec(), sealed, reseal: None })
@@ -600,7 +456,7 @@ impl Hsm {
     /// What opens with no key: in the place of a check value that cannot be one.
     pub fn check_nothing(object: ObjectId) -> Crypt {
         let sealed = Sealed { iv: [0; mechanism::IV_BYTES], bytes: vec![0; 16] };
-        let (key, aad) = (RootKey::from(object), object::CHECK_AAD.to_vec());
+        let (key, aad) = (RootKey::itself(object), object::CHECK_AAD.to_vec());
         Crypt::Open { key, aad, sealed, reseal: None }
     }
 
@@ -629,6 +485,15 @@ impl Hsm {
         deadline: Instant,
         work: impl FnOnce(Reply<T>) -> Work,
     ) -> Result<T, HsmError> {
+        wait(deadline, self.send(deadline, work)?).await
+    }
+
+    /// Puts a job into its queue.
+    fn send<T>(
+        &self,
+        deadline: Instant,
+        work: impl FnOnce(Reply<T>) -> Work,
+    ) -> Result<Answered<T>, HsmError> {
         if !self.is_up() {
             return Err(HsmError::Unavailable);
         }
@@ -639,11 +504,17 @@ impl Hsm {
             TrySendError::Full(_) => HsmError::Overloaded,
             TrySendError::Disconnected(_) => HsmError::Unavailable,
         })?;
-        match tokio::time::timeout_at(deadline.into(), answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_dropped)) => Err(HsmError::Unavailable),
-            Err(_elapsed) => Err(HsmError::Deadline),
-        }
+        Ok(answer)
+    }
+}
+
+type Answered<T> = oneshot::Receiver<Result<T, HsmError>>;
+
+async fn wait<T>(deadline: Instant, answer: Answered<T>) -> Result<T, HsmError> {
+    match tokio::time::timeout_at(deadline.into(), answer).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_dropped)) => Err(HsmError::Unavailable),
+        Err(_elapsed) => Err(HsmError::Deadline),
     }
 }
 

@@ -16,6 +16,62 @@ use super::worker::{Failure, Worker, lost, prove};
 use super::{HsmError, wrapping};
 use crate::domain::ObjectId;
 
+/// How a worker comes to the handle of a key, and what it can do where that leads nowhere.
+pub(super) trait Way {
+    /// Whose it is, for the log.
+    fn object(&self) -> ObjectId;
+
+    /// The handle, which is looked for or made if there is none.
+    fn handle(&mut self, worker: &mut Worker) -> Result<ObjectHandle, Failure>;
+
+    /// What an error comes to at once; `None`, if the ladder is to say what is tried.
+    fn at_once(&self, worker: &mut Worker, rv: RvError, unverified: HsmError) -> Option<Failure>;
+
+    /// The handle led to no object: has the next one be another one, if there is one.
+    fn find_again(&mut self, worker: &mut Worker) -> Result<(), Failure>;
+
+    /// Makes sure that the handle leads to that key, and that the token works.
+    fn prove(&mut self, worker: &mut Worker) -> Result<(), Failure>;
+
+    /// Nothing helped: what is kept of the key is not used for the next job.
+    fn give_up(&mut self, worker: &mut Worker);
+}
+
+/// To an object of the token.
+struct InToken {
+    kind: Kind,
+    object: ObjectId,
+    /// As it was last used.
+    key: Option<ObjectHandle>,
+}
+
+impl Way for InToken {
+    fn object(&self) -> ObjectId {
+        self.object
+    }
+
+    fn handle(&mut self, worker: &mut Worker) -> Result<ObjectHandle, Failure> {
+        let key = worker.key(self.kind, self.object)?;
+        self.key = Some(key);
+        Ok(key)
+    }
+
+    fn at_once(&self, worker: &mut Worker, rv: RvError, unverified: HsmError) -> Option<Failure> {
+        worker.of_import(self.kind, rv, unverified)
+    }
+
+    fn find_again(&mut self, worker: &mut Worker) -> Result<(), Failure> {
+        worker.find(self.kind, self.object).map(drop)
+    }
+
+    fn prove(&mut self, worker: &mut Worker) -> Result<(), Failure> {
+        let Some(key) = self.key else { return Ok(()) };
+        worker.prove_key(self.kind, (key, self.object))
+    }
+
+    fn give_up(&mut self, _worker: &mut Worker) {}
+}
+
 impl Worker {
     /// Runs `operation` with the handle of `object`, and after an error what the ladder
     /// says: so it may run several times. `unverified` is the answer if the input does
@@ -25,6 +81,16 @@ impl Worker {
         kind: Kind,
         object: ObjectId,
         unverified: HsmError,
+        operation: impl FnMut(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
+    ) -> Result<T, Failure> {
+        self.with_way(InToken { kind, object, key: None }, unverified, operation)
+    }
+
+    /// As [`Worker::with`], with the handle that `way` leads to.
+    pub(super) fn with_way<T>(
+        &mut self,
+        mut way: impl Way,
+        unverified: HsmError,
         mut operation: impl FnMut(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
     ) -> Result<T, Failure> {
         let mut ladder = Ladder::default();
@@ -33,10 +99,11 @@ impl Worker {
                 // It came back after it was given up: hands off the token.
                 return Err(Failure::Answer(HsmError::Unavailable));
             }
-            let key = self.key(kind, object)?;
+            let key = way.handle(self)?;
             let rv = match operation(&self.token.functions, &self.session, key) {
                 Ok(done) => {
                     if ladder.is_begun() {
+                        let object = way.object();
                         tracing::warn!(%object, ?ladder, "the HSM did it at another try");
                     }
                     return Ok(done);
@@ -47,21 +114,22 @@ impl Worker {
                 self.token.session_keys.lose();
             }
             self.reopen()?;
-            if let Some(failure) = self.of_import(kind, rv, unverified) {
+            if let Some(failure) = way.at_once(self, rv, unverified) {
                 return Err(failure);
             }
             match ladder.next(verdict(rv)) {
                 Step::Again => {}
                 Step::LogIn => self.log_in()?,
-                Step::Find => {
-                    self.find(kind, object)?;
-                }
-                Step::ProveAndAgain => self.prove_key(kind, (key, object))?,
+                Step::Find => way.find_again(self)?,
+                Step::ProveAndAgain => way.prove(self)?,
                 Step::ProveAndBelieve => {
-                    self.prove_key(kind, (key, object))?;
+                    way.prove(self)?;
                     return Err(Failure::Answer(unverified));
                 }
-                Step::Blame => return Err(self.blame(&rv)),
+                Step::Blame => {
+                    way.give_up(self);
+                    return Err(self.blame(&rv));
+                }
                 Step::Lose => return Err(lost(&rv)),
             }
         }

@@ -10,7 +10,7 @@ use cryptoki::session::Session;
 
 use super::object::{self, CHECK_AAD, CHECK_TEXT, Kind, Origin};
 use super::worker::{Failure, Worker};
-use super::{HsmError, Sealed};
+use super::{HsmError, RootKey, Sealed};
 use crate::domain::ObjectId;
 
 impl Worker {
@@ -52,7 +52,7 @@ impl Worker {
 
     /// The check value of a new root key, which thereby is seen to work.
     pub(super) fn check_value(&mut self, object: ObjectId) -> Result<Sealed, Failure> {
-        let key = object.into();
+        let key = RootKey::itself(object);
         let check_value = self.seal(&key, CHECK_AAD, CHECK_TEXT)?;
         let opened = self.open(&key, CHECK_AAD, &check_value)?;
         if opened.expose() == CHECK_TEXT {

@@ -10,12 +10,16 @@ use parking_lot::RwLock;
 use super::TokenInfo;
 use super::notice::Notice;
 use super::object::Kind;
+use super::pace::Pace;
 use super::wire::Shown;
 use crate::domain::{ImportAlgorithm, ObjectId};
 
 /// The objects of the token, while it is there.
 #[derive(Default)]
-pub(super) struct Shelf(RwLock<Inner>);
+pub(super) struct Shelf {
+    pub(super) pace: Pace,
+    inner: RwLock<Inner>,
+}
 
 #[derive(Default)]
 struct Inner {
@@ -58,7 +62,7 @@ impl Shelf {
             .chain(of(Kind::ImportPair, import_pairs))
             .chain(of(Kind::Signer, signers))
             .chain(of(Kind::MasterKey, master_keys));
-        let mut inner = self.0.write();
+        let mut inner = self.inner.write();
         let mut objects: HashSet<_> = objects.collect();
         for (_, kind, object, is_there) in &inner.recent {
             mark(&mut objects, *kind, *object, *is_there);
@@ -71,22 +75,22 @@ impl Shelf {
 
     /// A reader has it.
     pub(super) fn put_up(&self) {
-        self.0.write().is_up = true;
+        self.inner.write().is_up = true;
     }
 
     /// None has it any more.
     pub(super) fn take_down(&self) {
-        self.0.write().is_up = false;
+        self.inner.write().is_up = false;
     }
 
     /// Whether one has it.
     pub(super) fn is_up(&self) -> bool {
-        self.0.read().token().is_some()
+        self.inner.read().token().is_some()
     }
 
     /// An object was made, or is gone.
     pub(super) fn note(&self, kind: Kind, object: ObjectId, is_there: bool) {
-        let mut inner = self.0.write();
+        let mut inner = self.inner.write();
         while inner.recent.front().is_some_and(|(at, ..)| at.elapsed() > RECENT) {
             inner.recent.pop_front();
         }
@@ -101,65 +105,65 @@ impl Shelf {
     pub(super) fn unwraps(&self, names: Option<Vec<String>>) {
         let Some(names) = names else { return };
         let algorithms = names.iter().filter_map(|name| name.parse().ok()).collect();
-        if let Some(token) = &mut self.0.write().token {
+        if let Some(token) = &mut self.inner.write().token {
             token.algorithms = Some(algorithms);
         }
     }
 
     /// The same, if it is known.
     pub(super) fn algorithms(&self) -> Option<Vec<ImportAlgorithm>> {
-        self.0.read().token()?.algorithms.clone()
+        self.inner.read().token()?.algorithms.clone()
     }
 
     /// CKA_IDs that two objects have.
     pub(super) fn doubled(&self) -> Option<Vec<ObjectId>> {
-        self.0.read().token().map(|token| token.doubled.clone())
+        self.inner.read().token().map(|token| token.doubled.clone())
     }
 
     /// Root keys that are not as they were asked for.
     pub(super) fn unlike(&self) -> Option<BTreeSet<ObjectId>> {
-        self.0.read().token().map(|token| token.unlike.clone())
+        self.inner.read().token().map(|token| token.unlike.clone())
     }
 
     /// Readers are to hear by that of what is retired.
     pub(super) fn notify(&self, notice: Arc<Notice>) {
-        self.0.write().notices.push(notice);
+        self.inner.write().notices.push(notice);
     }
 
     /// Has every reader destroy its session keys of these root keys.
     pub(super) fn retire(&self, objects: &[ObjectId]) {
-        for notice in &self.0.read().notices {
+        for notice in &self.inner.read().notices {
             notice.give(objects);
         }
     }
 
     /// A reader has found out whether it copies root keys.
     pub(super) fn note_copying(&self, copying: String) {
-        self.0.write().copying = copying;
+        self.inner.write().copying = copying;
     }
 
     /// Has a root key not be used until a writer lists the token anew.
     pub(super) fn withhold(&self, object: ObjectId) {
         self.retire(&[object]);
-        if let Some(token) = &mut self.0.write().token {
+        if let Some(token) = &mut self.inner.write().token {
             token.withheld.push(object);
         }
     }
 
     /// Those that are not to be used.
     pub(super) fn withheld(&self) -> Vec<ObjectId> {
-        self.0.read().token().map(|token| token.withheld.clone()).unwrap_or_default()
+        self.inner.read().token().map(|token| token.withheld.clone()).unwrap_or_default()
     }
 
     /// What module and token say of themselves.
     pub(super) fn info(&self) -> Option<TokenInfo> {
-        let inner = self.0.read();
+        let inner = self.inner.read();
         Some(inner.token()?.info.clone().and_copying(&inner.copying))
     }
 
     /// The objects of that kind.
     pub(super) fn objects(&self, of: Kind) -> Option<Vec<ObjectId>> {
-        let inner = self.0.read();
+        let inner = self.inner.read();
         let objects = inner.token()?.objects.iter();
         Some(objects.filter(|(kind, _)| *kind == of).map(|(_, object)| *object).collect())
     }

@@ -2,7 +2,7 @@
 //! since SoftHSM reads its configuration from the environment.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::object::{Kind, Origin};
 use super::*;
+use crate::secret::Secret;
 
 /// Runs the test `name` of this file with a token in a new directory.
 fn with_token(name: &str, test: impl AsyncFnOnce(Hsm)) {
@@ -96,7 +97,7 @@ pub(super) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-async fn new_key(hsm: &Hsm) -> ObjectId {
+pub(super) async fn new_key(hsm: &Hsm) -> ObjectId {
     let object = ObjectId::from(Uuid::new_v4());
     hsm.generate(object, soon()).await.unwrap();
     object

@@ -26,6 +26,7 @@ use super::copying::Copying;
 use super::ffi::Functions;
 use super::login::{LoggedIn, Login, auth_pin, is_logged_in};
 use super::object::Kind;
+use super::pace::Pace;
 use super::pair::Decrypts;
 use super::session_keys::SessionKeys;
 use super::supervisor::CANARY;
@@ -107,6 +108,7 @@ pub(super) struct Token {
     pub(super) session_keys: SessionKeys,
     /// Whether root keys are copied; empty until that has been tried.
     pub(super) copying: OnceLock<Copying>,
+    pub(super) pace: Pace,
     module: Pkcs11,
     slot: Slot,
     login: Arc<Login>,
@@ -178,6 +180,7 @@ impl Token {
             decrypts: if settings.software_unwrap { Decrypts::Raw } else { Decrypts::No },
             session_keys: SessionKeys::new(settings.session_objects),
             copying: OnceLock::new(),
+            pace: Pace::default(),
             module: module.clone(),
             slot,
             login: Arc::clone(login),

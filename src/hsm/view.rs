@@ -29,6 +29,14 @@ impl View {
         }
     }
 
+    /// How many DEKs go to it as one job, if they come at the same time.
+    pub(super) fn together(&self) -> usize {
+        match self {
+            Self::Threads(token) => token.load().as_ref().map_or(1, |token| token.pace.together()),
+            Self::Processes(shelf) => shelf.pace.together(),
+        }
+    }
+
     pub(super) fn info(&self) -> Option<TokenInfo> {
         match self {
             Self::Threads(token) => token.load().as_ref().map(|token| token.info()),

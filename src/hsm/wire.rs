@@ -293,7 +293,7 @@ pub(super) mod ids {
     }
 }
 
-/// What a root key is unwrapped from, or none.
+/// What a root key is unwrapped from.
 pub(super) mod wrapped {
     use std::sync::Arc;
 
@@ -304,36 +304,25 @@ pub(super) mod wrapped {
     use crate::domain::WrappedKey;
 
     pub(in crate::hsm) fn encode<C, W: Write>(
-        wrapped: &Option<Wrapped>,
+        Wrapped { key, check_value }: &Wrapped,
         encoder: &mut Encoder<W>,
         _: &mut C,
     ) -> Result<(), minicbor::encode::Error<W::Error>> {
-        match wrapped {
-            None => encoder.null()?,
-            Some(Wrapped { key, check_value }) => encoder
-                .array(3)?
-                .bytes(key.master.as_bytes())?
-                .bytes(key.blob())?
-                .bytes(check_value)?,
-        };
+        encoder.array(3)?.bytes(key.master.as_bytes())?.bytes(key.blob())?.bytes(check_value)?;
         Ok(())
     }
 
     pub(in crate::hsm) fn decode<C>(
         decoder: &mut Decoder<'_>,
         context: &mut C,
-    ) -> Result<Option<Wrapped>, minicbor::decode::Error> {
-        if decoder.datatype()? == minicbor::data::Type::Null {
-            decoder.null()?;
-            return Ok(None);
-        }
+    ) -> Result<Wrapped, minicbor::decode::Error> {
         if decoder.array()? != Some(3) {
             return Err(minicbor::decode::Error::message("no wrapped key"));
         }
         let master = super::id::decode(decoder, context)?;
         let key = WrappedKey::new(master, decoder.bytes()?.to_vec());
         let key = key.map_err(|malformed| minicbor::decode::Error::message(malformed.problem))?;
-        Ok(Some(Wrapped { key: Arc::new(key), check_value: decoder.bytes()?.into() }))
+        Ok(Wrapped { key: Arc::new(key), check_value: decoder.bytes()?.into() })
     }
 }
 

@@ -21,7 +21,7 @@ use super::mechanism::{IV_BYTES, MAKE_ROOT_KEY};
 use super::object::{CHECK_AAD, CHECK_TEXT, Kind};
 use super::supervisor::CANARY;
 use super::token::Token;
-use super::{Crypt, Crypted, HsmError, RootKey, Sealed};
+use super::{Crypt, Crypted, HsmError, Means, RootKey, Sealed};
 use crate::secret::Secret;
 
 /// Runs jobs in a session of its own.
@@ -94,7 +94,9 @@ impl Worker {
     fn answer(&mut self, work: Work) -> Result<(), Lost> {
         match work {
             Work::Crypt(items, reply) => {
+                let (began, many) = (Instant::now(), items.len());
                 let (results, lost) = self.crypt_all(items);
+                self.token.pace.note(began.elapsed(), many);
                 reply.send(Ok(results));
                 lost.map_or(Ok(()), Err)
             }
@@ -164,7 +166,10 @@ impl Worker {
             }
             Crypt::Generate { key, aad, length } => {
                 let mut dek = Secret::zeroed(length);
-                let any = if key.wrapped.is_some() { CANARY } else { key.object };
+                let any = match key.means {
+                    Means::Token | Means::TokenItself => key.object,
+                    Means::Unwrapped(_) => CANARY,
+                };
                 self.with(Kind::RootKey, any, HsmError::Unavailable, |_, session, _key| {
                     let made = session.generate_random_slice(dek.expose_mut());
                     made.map_err(|error| {
@@ -199,7 +204,7 @@ impl Worker {
         if getrandom::fill(&mut iv).is_err() {
             return Err(Failure::Answer(HsmError::Unavailable));
         }
-        let bytes = self.by((key, aad), HsmError::Unavailable, |functions, session, key| {
+        let bytes = self.by(key, HsmError::Unavailable, |functions, session, key| {
             functions.seal(session, key, &iv, aad, dek)
         })?;
         Ok(Sealed { iv, bytes })
@@ -211,7 +216,7 @@ impl Worker {
         aad: &[u8],
         sealed: &Sealed,
     ) -> Result<Secret, Failure> {
-        self.by((key, aad), HsmError::Unverified, |functions, session, key| {
+        self.by(key, HsmError::Unverified, |functions, session, key| {
             functions.open(session, key, &sealed.iv, aad, &sealed.bytes)
         })
     }
@@ -219,14 +224,16 @@ impl Worker {
     /// Runs `operation` with the handle by which that root key is used.
     fn by<T>(
         &mut self,
-        (key, aad): (&RootKey, &[u8]),
+        key: &RootKey,
         unverified: HsmError,
         operation: impl FnMut(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
     ) -> Result<T, Failure> {
-        match &key.wrapped {
-            Some(wrapped) => self.with_wrapped((key.object, wrapped), unverified, operation),
-            None if is_check(aad) => self.with(Kind::RootKey, key.object, unverified, operation),
-            None => self.with_session_key(key.object, unverified, operation),
+        match &key.means {
+            Means::Token => self.with_session_key(key.object, unverified, operation),
+            Means::TokenItself => self.with(Kind::RootKey, key.object, unverified, operation),
+            Means::Unwrapped(wrapped) => {
+                self.with_wrapped((key.object, wrapped), unverified, operation)
+            }
         }
     }
 
@@ -246,11 +253,6 @@ impl Worker {
         }
         self.session.destroy_object(key).map_err(|error| self.failed(&error))
     }
-}
-
-/// Whether it is about a check value, and so about the token object itself.
-fn is_check(aad: &[u8]) -> bool {
-    aad == CHECK_AAD
 }
 
 /// Seals and opens with `key`: whether token, session and key work.
