@@ -87,6 +87,14 @@ class Daemon:
         fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def settle(self):
+        """Waits until it does nothing by itself, as comparing what HSM and store have after a start."""
+        idle = 0
+        while idle < 3:
+            cpu = self.cpu_seconds()
+            time.sleep(0.5)
+            idle = idle + 1 if self.cpu_seconds() - cpu < 0.02 else 0
+
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=120)
@@ -187,6 +195,7 @@ def measure(program, base, modules, residency, keys):
     def unwrap(key):
         daemon.crypto.UnwrapDek(crypto.UnwrapDekRequest(key=key, wrapped_dek=deks[key]))
 
+    daemon.settle()
     for names in (first, few):
         cpu_of(daemon, names, wrap)
     wrapped = cpu_of(daemon, many, wrap)
@@ -195,6 +204,7 @@ def measure(program, base, modules, residency, keys):
     daemon = Daemon(program, base, modules)
     figures = {"residency": residency, "keys": keys, "start_s": daemon.started}
     figures |= {"memory_mib": daemon.memory_mib(), "list_page_of_200_ms": page, "wrap_cpu_us": wrapped}
+    daemon.settle()
     figures["unwrap_once_cpu_us"] = cpu_of(daemon, many, unwrap)
     warm = {"unwrap_warm_cpu_us": few, "unwrap_first_cpu_us": first}
     taken = {name: [] for name in warm}

@@ -80,6 +80,7 @@ def measure(daemon, stubs, crypto, name, many):
     wrap = crypto.WrapDekRequest(key=name, dek=b"d" * 32)
     unwrap = crypto.UnwrapDekRequest(key=name, wrapped_dek=daemon.crypto.WrapDek(wrap).wrapped_dek)
     calls = [unwrap] * many_keys.CALLS
+    daemon.settle()
     return {
         "registrations": many,
         "start_s": daemon.started,
