@@ -105,9 +105,19 @@ fn draw(
         .margin(10)
         .x_label_area_size(25)
         .y_label_area_size(55)
-        .build_cartesian_2d(powers(5.0, most * 2.0), powers(low / 2.0, high * 2.0))
+        .build_cartesian_2d(
+            powers(5.0, most * 2.0),
+            powers(decade(low, f64::floor), decade(high, f64::ceil)),
+        )
         .unwrap();
-    chart.configure_mesh().label_style(("sans-serif", 11)).light_line_style(WHITE).draw().unwrap();
+    chart
+        .configure_mesh()
+        .x_label_formatter(&f64::to_string)
+        .y_label_formatter(&f64::to_string)
+        .label_style(("sans-serif", 11))
+        .light_line_style(WHITE)
+        .draw()
+        .unwrap();
     for (Series { title, colour, .. }, line) in SERIES.iter().zip(lines) {
         let drawn = chart.draw_series(LineSeries::new(line.iter().copied(), colour)).unwrap();
         if legend {
@@ -123,6 +133,11 @@ fn draw(
         let labels = labels.position(SeriesLabelPosition::UpperLeft).label_font(("sans-serif", 11));
         labels.background_style(WHITE.mix(0.8)).draw().unwrap();
     }
+}
+
+/// The power of ten next to it, on that side.
+fn decade(value: f64, side: fn(f64) -> f64) -> f64 {
+    10_f64.powf(side(value.log10()))
 }
 
 /// A logarithmic axis.

@@ -260,6 +260,24 @@ async fn what_is_too_long_is_refused_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
+async fn who_sends_no_message_is_refused_at_its_deadline_and_its_room_is_free() {
+    let mut daemon = limited("request_seconds = 1\ncalls = 1\nwaiting = 0");
+    let mut client = daemon.client("admin").await;
+    let (key, dek) = wrapped(&mut client).await;
+    let mut silent = tonic::client::Grpc::new(client.channel.clone());
+    silent.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<pb::UnwrapDekRequest, pb::UnwrapDekResponse>::default();
+    let path = http::uri::PathAndQuery::from_static("/rootkeyd.v1.CryptoService/UnwrapDek");
+    let nothing = Request::new(futures_util::stream::pending());
+    let refused = silent.client_streaming(nothing, path, codec).await.map(drop).unwrap_err();
+    assert_eq!(refusal(refused).reason, "DEADLINE_EXCEEDED");
+    assert_eq!(client.unwrap(&key, &dek, &[]).await.unwrap().dek, DEK);
+    daemon.stop().await;
+    let refused = refusals_in_log(&daemon);
+    assert!(refused.iter().any(|(_, reason, _)| reason == "DEADLINE_EXCEEDED"), "{refused:?}");
+}
+
+#[tokio::test]
 async fn who_connects_too_often_or_greets_too_slowly_is_cut_off() {
     let daemon = Daemon::start_edited(|config| {
         let config = config.replace("[tls]", "handshake_seconds = 1\n\n[tls]");

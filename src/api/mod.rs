@@ -16,6 +16,7 @@ pub mod pb;
 mod refusals;
 mod server;
 pub mod status;
+mod timely;
 mod tls;
 mod tokens;
 mod trust;

@@ -16,6 +16,7 @@ use super::grpc::caller_in;
 use super::guard::{Entry, Guard, Pass};
 use super::methods;
 use super::status::status;
+use super::timely::Timely;
 use super::tokens;
 use super::trust::Trust;
 use crate::domain::Malformed;
@@ -97,6 +98,13 @@ where
         (caller, method): (Arc<Caller>, &'static Method),
         pass: Option<Pass>,
     ) -> impl Future<Output = Result<Response<Body>, S::Error>> + Send + use<S> {
+        let deadline = caller.deadline;
+        // A stream has no end that it must come to.
+        let request = if std::ptr::eq(method, &methods::STREAM_UNWRAP_DEKS) {
+            request
+        } else {
+            request.map(|body| Body::new(Timely::new(body, deadline)))
+        };
         let answered = self.inner.call(request);
         let service = Arc::clone(&self.service);
         async move {
@@ -146,11 +154,12 @@ pub(super) fn of_message(refused: &Status) -> Option<Error> {
         Code::OutOfRange | Code::ResourceExhausted => {
             Some(Malformed::new("message", "is longer than this method takes").into())
         }
+        // Of its body: what a method refuses has details.
+        Code::DeadlineExceeded => Some(Error::deadline()),
         Code::Unimplemented => Some(Error::unimplemented("the method, or the compression,")),
         Code::Ok
         | Code::Cancelled
         | Code::Unknown
-        | Code::DeadlineExceeded
         | Code::NotFound
         | Code::AlreadyExists
         | Code::PermissionDenied
