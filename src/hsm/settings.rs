@@ -54,7 +54,7 @@ pub struct Processes {
     pub network: bool,
 }
 
-/// A program that calls [`serve_worker`] with the socket that is its standard input.
+/// A program that calls [`super::serve_worker`] with the socket that is its standard input.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct WorkerCommand {
     /// The program.
