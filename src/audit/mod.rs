@@ -45,7 +45,6 @@ use log::{BATCH_BYTES, Entry, Intake, Queue, State, Writer};
 use page::{Bound, Walk};
 use proof::Proof;
 use segment::Directory;
-use together::Part;
 
 /// The audit log could not do what was asked.
 #[derive(Debug, Error)]
@@ -111,7 +110,7 @@ struct Inner {
     state: Arc<RwLock<State>>,
     queue: Arc<Queue>,
     /// Appends of one event that go to the thread together.
-    gather: Gather<Part>,
+    gather: Gather<Event, Result<u64, AuditError>>,
     /// How many records are durable, while somebody waits for more.
     durable: watch::Sender<u64>,
     proof: Mutex<Proof>,
@@ -271,9 +270,12 @@ pub fn verify(directory: &Path) -> Result<Verified, AuditError> {
 type Answered = oneshot::Receiver<Result<u64, AuditError>>;
 
 async fn wait(answered: Answered) -> Result<u64, AuditError> {
-    answered.await.unwrap_or_else(|gone| {
-        Err(segment::unavailable("append, the thread ended")(std::io::Error::other(gone)))
-    })
+    answered.await.unwrap_or_else(|_gone| Err(ended()))
+}
+
+/// Whoever was to answer has ended.
+fn ended() -> AuditError {
+    segment::unavailable("append, the thread ended")(std::io::ErrorKind::BrokenPipe.into())
 }
 
 impl Inner {

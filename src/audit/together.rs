@@ -1,55 +1,33 @@
 //! Appends of one short event that come at the same time go to the thread that writes as
 //! one append: it is woken once for all of them, with all that belongs in its next commit.
 
-use tokio::runtime::Handle;
-use tokio::sync::oneshot;
-
-use super::{Audit, AuditError, log, wait};
+use super::{Audit, AuditError, ended, log, wait};
 use crate::domain::{Event, Outcome};
-
-/// What one caller wants to append, and waits for.
-pub(super) struct Part {
-    event: Event,
-    answer: log::Answer,
-}
 
 impl Audit {
     /// As [`Audit::append`], of one event that [`is_short`].
     pub(super) async fn append_short(&self, event: Event) -> Result<u64, AuditError> {
-        let (answer, answered) = oneshot::channel();
-        let orphaned = |parts| self.append_together(parts);
-        let mut parts = self.0.gather.join(Part { event, answer }, MOST, orphaned).await;
-        match parts.len() {
-            // Another one took it along.
-            0 => {}
-            1 => return wait(self.send(vec![parts.remove(0).event])?).await,
-            _ => self.append_together(parts),
-        }
-        wait(answered).await
+        let appended = self.0.gather.join(event, MOST, |events| self.append_together(events));
+        appended.await.unwrap_or_else(|| Err(ended()))
     }
 
-    /// Sends them, and gives each its answer.
-    fn append_together(&self, parts: Vec<Part>) {
-        let (events, answers): (Vec<_>, Vec<_>) =
-            parts.into_iter().map(|Part { event, answer }| (event, answer)).unzip();
+    /// Sends them as one append; the number of each.
+    fn append_together(
+        &self,
+        events: Vec<Event>,
+    ) -> impl Future<Output = Vec<Result<u64, AuditError>>> + use<> {
+        let many = events.len();
         let sent = self.send(events);
-        // Err: the runtime ends, and with it who waits. They are written all the same.
-        let Ok(runtime) = Handle::try_current() else { return };
-        runtime.spawn(async move {
+        async move {
             let appended = match sent {
                 Ok(answer) => wait(answer).await,
                 Err(error) => Err(error),
             };
-            // Who does not wait any more does not need the answer.
             match appended {
-                Ok(first) => (first..).zip(answers).for_each(|(sequence, answer)| {
-                    drop(answer.send(Ok(sequence)));
-                }),
-                Err(error) => answers.into_iter().for_each(|answer| {
-                    drop(answer.send(Err(again(&error))));
-                }),
+                Ok(first) => (first..).take(many).map(Ok).collect(),
+                Err(error) => (0..many).map(|_each| Err(again(&error))).collect(),
             }
-        });
+        }
     }
 }
 

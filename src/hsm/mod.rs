@@ -72,7 +72,7 @@ use job::{Import, Job, Reply, Retired, Work};
 use object::Kind;
 use shelf::Shelf;
 use supervisor::Control;
-use together::Part;
+use together::{Answer, Part};
 use view::View;
 use wrapping::NewlyWrapped;
 
@@ -156,7 +156,7 @@ struct Inner {
     health: watch::Receiver<Health>,
     view: View,
     /// Calls about one DEK that go to the HSM together.
-    gather: Gather<Part>,
+    gather: Gather<Part, Answer>,
     settings: Settings,
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }

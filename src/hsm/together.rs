@@ -3,75 +3,47 @@
 
 use std::time::Instant;
 
-use tokio::runtime::Handle;
-use tokio::sync::oneshot;
-
 use super::job::Work;
 use super::{Crypt, Crypted, Hsm, HsmError, wait};
 
-/// What one caller wants, and waits for.
-pub(super) struct Part {
-    item: Crypt,
-    deadline: Instant,
-    reply: oneshot::Sender<Result<Result<Crypted, HsmError>, HsmError>>,
-}
+/// What one caller wants, and until when it waits.
+pub(super) type Part = (Crypt, Instant);
+
+/// The answer to the item; or why there is none.
+pub(super) type Answer = Result<Result<Crypted, HsmError>, HsmError>;
 
 impl Hsm {
-    pub(super) async fn crypt_one(
-        &self,
-        item: Crypt,
-        deadline: Instant,
-    ) -> Result<Result<Crypted, HsmError>, HsmError> {
+    pub(super) async fn crypt_one(&self, item: Crypt, deadline: Instant) -> Answer {
         let together = self.0.view.together();
         if together == 1 {
-            return self.crypt_alone(item, deadline).await;
+            let mut done = self.run(deadline, |reply| Work::Crypt(vec![item], reply)).await?;
+            return Ok(done.pop().expect("the HSM answers every item"));
         }
-        let (reply, answer) = oneshot::channel();
-        let own = Part { item, deadline, reply };
-        let orphaned = |parts| self.crypt_together(parts);
-        let mut parts = self.0.gather.join(own, together, orphaned).await;
-        match parts.len() {
-            // Another one took it along.
-            0 => {}
-            1 => {
-                let Part { item, .. } = parts.remove(0);
-                return self.crypt_alone(item, deadline).await;
-            }
-            _ => self.crypt_together(parts),
+        let go = |parts| self.crypt_together(parts);
+        let answer = self.0.gather.join((item, deadline), together, go);
+        match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(answer) => answer.unwrap_or(Err(HsmError::Unavailable)),
+            Err(_elapsed) => Err(HsmError::Deadline),
         }
-        wait(deadline, answer).await
     }
 
-    async fn crypt_alone(
-        &self,
-        item: Crypt,
-        deadline: Instant,
-    ) -> Result<Result<Crypted, HsmError>, HsmError> {
-        let mut done = self.run(deadline, |reply| Work::Crypt(vec![item], reply)).await?;
-        Ok(done.pop().expect("the HSM answers every item"))
-    }
-
-    /// Sends them as one job, and gives each its answer. The job may be done as long as anyone
-    /// waits; who waits no longer is no matter.
-    fn crypt_together(&self, parts: Vec<Part>) {
-        // Err: the runtime ends, and with it who waits.
-        let Ok(runtime) = Handle::try_current() else { return };
-        let Some(deadline) = parts.iter().map(|part| part.deadline).max() else { return };
-        let (items, replies): (Vec<_>, Vec<_>) =
-            parts.into_iter().map(|Part { item, deadline: _, reply }| (item, reply)).unzip();
+    /// Sends them as one job, which may be done as long as anyone waits.
+    fn crypt_together(&self, parts: Vec<Part>) -> impl Future<Output = Vec<Answer>> + use<> {
+        let many = parts.len();
+        let deadline = parts.iter().map(|(_, deadline)| *deadline).max();
+        let deadline = deadline.unwrap_or_else(Instant::now);
+        let items = parts.into_iter().map(|(item, _)| item).collect();
         let sent = self.send(deadline, |reply| Work::Crypt(items, reply));
-        runtime.spawn(async move {
+        async move {
             let done = match sent {
                 Ok(answer) => wait(deadline, answer).await,
                 Err(error) => Err(error),
             };
             match done {
-                Ok(done) => replies.into_iter().zip(done).for_each(|(reply, done)| {
-                    drop(reply.send(Ok(done)));
-                }),
-                Err(error) => replies.into_iter().for_each(|reply| drop(reply.send(Err(error)))),
+                Ok(done) => done.into_iter().map(Ok).collect(),
+                Err(error) => (0..many).map(|_each| Err(error)).collect(),
             }
-        });
+        }
     }
 }
 
