@@ -24,6 +24,7 @@ use common::{Client, DAEMON, Daemon, Refusal, unwrap_request};
 use rootkeyd::api::pb;
 use rootkeyd::api::pb::unwrap_dek_result::Outcome;
 use rustix::fs::inotify;
+use tokio::sync::Barrier;
 use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -121,12 +122,16 @@ async fn sigterm_answers_what_was_begun_and_ends_well() {
     let wrapped = Arc::new(Wrapped::new(&mut client, "volumes").await);
     for _ in 0..5 {
         let mut callers = Vec::new();
+        // So that each was answered once, however slow the machine is.
+        let all_answered = Arc::new(Barrier::new(24 + 1));
         for number in 0..24 {
             let (wrapped, mut client) = (Arc::clone(&wrapped), daemon.client("admin").await);
+            let all_answered = Arc::clone(&all_answered);
             callers.push(tokio::spawn(async move {
-                call_until_it_ends(number, &wrapped, &mut client).await
+                call_until_it_ends(number, &wrapped, (&mut client, &all_answered)).await
             }));
         }
+        all_answered.wait().await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         daemon.stop().await;
         for caller in callers {
@@ -141,10 +146,17 @@ async fn sigterm_answers_what_was_begun_and_ends_well() {
 
 /// Calls until a call fails, which must be for want of a connection; how many
 /// were answered. A third wrap, a third unwrap, a third unwrap 300 at once.
-async fn call_until_it_ends(number: usize, wrapped: &Wrapped, client: &mut Client) -> usize {
+async fn call_until_it_ends(
+    number: usize,
+    wrapped: &Wrapped,
+    (client, all_answered): (&mut Client, &Barrier),
+) -> usize {
     let name = &wrapped.key.name;
     let one = unwrap_request(name, &wrapped.wrapped, &[b"aad"]);
     for answered in 0.. {
+        if answered == 1 {
+            all_answered.wait().await;
+        }
         let ended = match number % 3 {
             0 => {
                 let request = pb::WrapDekRequest {

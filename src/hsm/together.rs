@@ -58,10 +58,10 @@ mod tests {
     use super::super::tests::{new_key, one, open, run_with_token, seal, token};
     use super::*;
 
-    /// With a queue that holds one job.
+    /// With a queue that holds two jobs.
     fn with_fast_token(name: &str, test: impl AsyncFnOnce(Hsm)) {
         let path = format!("hsm::together::tests::{name}");
-        let narrow = |settings: &mut Settings| settings.queue = 1;
+        let narrow = |settings: &mut Settings| settings.queue = 2;
         run_with_token(&path, narrow, async |hsm| {
             test(hsm).await;
         });
