@@ -26,18 +26,21 @@ use crate::domain::ObjectId;
 struct Unwrapped<'a> {
     object: ObjectId,
     wrapped: &'a Wrapped,
-    /// As it was last used.
-    key: Option<Arc<SessionKey>>,
 }
 
 impl Way for Unwrapped<'_> {
+    type Held = Arc<SessionKey>;
+
     fn object(&self) -> ObjectId {
         self.object
     }
 
-    fn handle(&mut self, worker: &mut Worker) -> Result<ObjectHandle, Failure> {
-        let key = worker.loaded(self.object, self.wrapped)?;
-        Ok(self.key.insert(key).handle)
+    fn hold(&self, worker: &mut Worker) -> Result<Arc<SessionKey>, Failure> {
+        worker.loaded(self.object, self.wrapped)
+    }
+
+    fn handle(held: &Arc<SessionKey>) -> ObjectHandle {
+        held.handle
     }
 
     fn at_once(&self, _worker: &mut Worker, _rv: RvError, _: HsmError) -> Option<Failure> {
@@ -45,20 +48,17 @@ impl Way for Unwrapped<'_> {
     }
 
     /// It is not looked for, but unwrapped again.
-    fn find_again(&mut self, worker: &mut Worker) -> Result<(), Failure> {
-        self.give_up(worker);
+    fn find_again(&self, worker: &mut Worker, held: &Arc<SessionKey>) -> Result<(), Failure> {
+        self.give_up(worker, held);
         Ok(())
     }
 
-    fn prove(&mut self, worker: &mut Worker) -> Result<(), Failure> {
-        let Some(key) = &self.key else { return Ok(()) };
-        worker.prove_loaded((self.object, key), self.wrapped)
+    fn prove(&self, worker: &mut Worker, held: &Arc<SessionKey>) -> Result<(), Failure> {
+        worker.prove_loaded((self.object, held), self.wrapped)
     }
 
-    fn give_up(&mut self, worker: &mut Worker) {
-        if let Some(key) = self.key.take() {
-            worker.token.session_keys.remove(self.object, &key);
-        }
+    fn give_up(&self, worker: &mut Worker, held: &Arc<SessionKey>) {
+        worker.token.session_keys.remove(self.object, held);
     }
 }
 
@@ -70,7 +70,7 @@ impl Worker {
         unverified: HsmError,
         operation: impl FnMut(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
     ) -> Result<T, Failure> {
-        self.with_way(Unwrapped { object, wrapped, key: None }, unverified, operation)
+        self.with_way(&Unwrapped { object, wrapped }, unverified, operation)
     }
 
     /// Its session key, which is made if there is none.

@@ -18,58 +18,64 @@ use crate::domain::ObjectId;
 
 /// How a worker comes to the handle of a key, and what it can do where that leads nowhere.
 pub(super) trait Way {
+    /// What leads to the handle, and is kept while it is used.
+    type Held;
+
     /// Whose it is, for the log.
     fn object(&self) -> ObjectId;
 
-    /// The handle, which is looked for or made if there is none.
-    fn handle(&mut self, worker: &mut Worker) -> Result<ObjectHandle, Failure>;
+    /// Looks for it, or makes it if there is none.
+    fn hold(&self, worker: &mut Worker) -> Result<Self::Held, Failure>;
+
+    fn handle(held: &Self::Held) -> ObjectHandle;
 
     /// What an error comes to at once; `None`, if the ladder is to say what is tried.
     fn at_once(&self, worker: &mut Worker, rv: RvError, unverified: HsmError) -> Option<Failure>;
 
     /// The handle led to no object: has the next one be another one, if there is one.
-    fn find_again(&mut self, worker: &mut Worker) -> Result<(), Failure>;
+    fn find_again(&self, worker: &mut Worker, held: &Self::Held) -> Result<(), Failure>;
 
     /// Makes sure that the handle leads to that key, and that the token works.
-    fn prove(&mut self, worker: &mut Worker) -> Result<(), Failure>;
+    fn prove(&self, worker: &mut Worker, held: &Self::Held) -> Result<(), Failure>;
 
     /// Nothing helped: what is kept of the key is not used for the next job.
-    fn give_up(&mut self, worker: &mut Worker);
+    fn give_up(&self, worker: &mut Worker, held: &Self::Held);
 }
 
 /// To an object of the token.
 struct InToken {
     kind: Kind,
     object: ObjectId,
-    /// As it was last used.
-    key: Option<ObjectHandle>,
 }
 
 impl Way for InToken {
+    type Held = ObjectHandle;
+
     fn object(&self) -> ObjectId {
         self.object
     }
 
-    fn handle(&mut self, worker: &mut Worker) -> Result<ObjectHandle, Failure> {
-        let key = worker.key(self.kind, self.object)?;
-        self.key = Some(key);
-        Ok(key)
+    fn hold(&self, worker: &mut Worker) -> Result<ObjectHandle, Failure> {
+        worker.key(self.kind, self.object)
+    }
+
+    fn handle(held: &ObjectHandle) -> ObjectHandle {
+        *held
     }
 
     fn at_once(&self, worker: &mut Worker, rv: RvError, unverified: HsmError) -> Option<Failure> {
         worker.of_import(self.kind, rv, unverified)
     }
 
-    fn find_again(&mut self, worker: &mut Worker) -> Result<(), Failure> {
+    fn find_again(&self, worker: &mut Worker, _held: &ObjectHandle) -> Result<(), Failure> {
         worker.find(self.kind, self.object).map(drop)
     }
 
-    fn prove(&mut self, worker: &mut Worker) -> Result<(), Failure> {
-        let Some(key) = self.key else { return Ok(()) };
-        worker.prove_key(self.kind, (key, self.object))
+    fn prove(&self, worker: &mut Worker, held: &ObjectHandle) -> Result<(), Failure> {
+        worker.prove_key(self.kind, (*held, self.object))
     }
 
-    fn give_up(&mut self, _worker: &mut Worker) {}
+    fn give_up(&self, _worker: &mut Worker, _held: &ObjectHandle) {}
 }
 
 impl Worker {
@@ -83,13 +89,13 @@ impl Worker {
         unverified: HsmError,
         operation: impl FnMut(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
     ) -> Result<T, Failure> {
-        self.with_way(InToken { kind, object, key: None }, unverified, operation)
+        self.with_way(&InToken { kind, object }, unverified, operation)
     }
 
     /// As [`Worker::with`], with the handle that `way` leads to.
-    pub(super) fn with_way<T>(
+    pub(super) fn with_way<W: Way, T>(
         &mut self,
-        mut way: impl Way,
+        way: &W,
         unverified: HsmError,
         mut operation: impl FnMut(&Functions, &Session, ObjectHandle) -> Result<T, RvError>,
     ) -> Result<T, Failure> {
@@ -99,8 +105,8 @@ impl Worker {
                 // It came back after it was given up: hands off the token.
                 return Err(Failure::Answer(HsmError::Unavailable));
             }
-            let key = way.handle(self)?;
-            let rv = match operation(&self.token.functions, &self.session, key) {
+            let held = way.hold(self)?;
+            let rv = match operation(&self.token.functions, &self.session, W::handle(&held)) {
                 Ok(done) => {
                     if ladder.is_begun() {
                         let object = way.object();
@@ -120,14 +126,14 @@ impl Worker {
             match ladder.next(verdict(rv)) {
                 Step::Again => {}
                 Step::LogIn => self.log_in()?,
-                Step::Find => way.find_again(self)?,
-                Step::ProveAndAgain => way.prove(self)?,
+                Step::Find => way.find_again(self, &held)?,
+                Step::ProveAndAgain => way.prove(self, &held)?,
                 Step::ProveAndBelieve => {
-                    way.prove(self)?;
+                    way.prove(self, &held)?;
                     return Err(Failure::Answer(unverified));
                 }
                 Step::Blame => {
-                    way.give_up(self);
+                    way.give_up(self, &held);
                     return Err(self.blame(&rv));
                 }
                 Step::Lose => return Err(lost(&rv)),
