@@ -109,17 +109,12 @@ impl Writer {
     pub(super) fn run(mut self, intake: &Intake) {
         while let Ok(entry) = intake.receiver.recv() {
             self.add(entry);
-            self.gather(intake);
+            while self.has_room()
+                && let Ok(entry) = intake.receiver.try_recv()
+            {
+                self.add(entry);
+            }
             self.commit();
-        }
-    }
-
-    /// Adds what waits: a commit costs as much for one record as for many.
-    fn gather(&mut self, intake: &Intake) {
-        while self.has_room()
-            && let Ok(entry) = intake.receiver.try_recv()
-        {
-            self.add(entry);
         }
     }
 

@@ -15,10 +15,6 @@ pub(super) type Answer = Result<Result<Crypted, HsmError>, HsmError>;
 impl Hsm {
     pub(super) async fn crypt_one(&self, item: Crypt, deadline: Instant) -> Answer {
         let together = self.0.view.together();
-        if together == 1 {
-            let mut done = self.run(deadline, |reply| Work::Crypt(vec![item], reply)).await?;
-            return Ok(done.pop().expect("the HSM answers every item"));
-        }
         let go = |parts| self.crypt_together(parts);
         let answer = self.0.gather.join((item, deadline), together, go);
         match tokio::time::timeout_at(deadline.into(), answer).await {
@@ -27,7 +23,7 @@ impl Hsm {
         }
     }
 
-    /// Sends them as one job, which may be done as long as anyone waits.
+    /// Sends them, or one alone, as one job, which may be done as long as anyone waits.
     fn crypt_together(&self, parts: Vec<Part>) -> impl Future<Output = Vec<Answer>> + use<> {
         let many = parts.len();
         let deadline = parts.iter().map(|(_, deadline)| *deadline).max();
