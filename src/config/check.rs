@@ -1,6 +1,7 @@
 //! From the tables of the file to what the daemon is told: what is in them is checked here.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -50,14 +51,10 @@ impl File {
         within("hsm.workers", hsm.workers, 1, 256)?;
         within("hsm.queue", hsm.queue, 1, 1_000_000)?;
         within("hsm.session_objects", hsm.session_objects, 1, 1_000_000)?;
-        if !(1..=3600).contains(&hsm.session_copy_seconds) {
-            return Err(invalid("hsm.session_copy_seconds", "must be 1 to 3600"));
-        }
+        within("hsm.session_copy_seconds", hsm.session_copy_seconds, 1, 3600)?;
         within("store.queue", store.queue, 1, 1_000_000)?;
         within("audit.queue", audit.queue, 1, 1_000_000)?;
-        if !(1..=4096).contains(&audit.segment_mib) {
-            return Err(invalid("audit.segment_mib", "must be 1 to 4096"));
-        }
+        within("audit.segment_mib", audit.segment_mib, 1, 4096)?;
         let proving = audit.proving(&crn_prefix)?;
         let sinks = sinks::Settings {
             directory: state_dir.join("audit"),
@@ -260,12 +257,8 @@ impl AuditTable {
             let problem = "must be 1 to 255 letters, digits and signs, without spaces and +";
             return Err(invalid("audit.origin", problem));
         }
-        if !(1..=1_000_000_000).contains(&self.checkpoint_records) {
-            return Err(invalid("audit.checkpoint_records", "must be 1 to 1000000000"));
-        }
-        if !(1..=86_400).contains(&self.checkpoint_seconds) {
-            return Err(invalid("audit.checkpoint_seconds", "must be 1 to 86400"));
-        }
+        within("audit.checkpoint_records", self.checkpoint_records, 1, 1_000_000_000)?;
+        within("audit.checkpoint_seconds", self.checkpoint_seconds, 1, 86_400)?;
         let (records, every) =
             (self.checkpoint_records, Duration::from_secs(self.checkpoint_seconds));
         Ok(service::Proving { origin, records, every })
@@ -385,7 +378,12 @@ fn check_crn_prefix(prefix: &str) -> Result<(), ConfigError> {
     Err(invalid("crn_prefix", "must begin with crn: and be at most 200 letters, digits and :/-_."))
 }
 
-fn within(field: &'static str, value: usize, least: usize, most: usize) -> Result<(), ConfigError> {
+fn within<N: Copy + Display + PartialOrd>(
+    field: &'static str,
+    value: N,
+    least: N,
+    most: N,
+) -> Result<(), ConfigError> {
     if (least..=most).contains(&value) {
         return Ok(());
     }
