@@ -239,6 +239,17 @@ def rows_of(program, base, modules, residency, many):
     return rows
 
 
+def tell(rows, path):
+    """Prints rows of figures as a table; writes them to `path` too, if there is one."""
+    names = list(rows[0])
+    print("| " + " | ".join(names) + " |")
+    print("|" + "---|" * len(names))
+    for row in rows:
+        print("| " + " | ".join(told(row[name]) for name in names) + " |")
+    if path:
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
 def told(value):
     if value is None:
         return "–"
@@ -259,13 +270,7 @@ def main():
         base = folder / "base"
         base.mkdir()
         rows = rows_of(arguments.daemon, base, modules, arguments.residency, sorted(arguments.keys))
-    names = list(rows[0])
-    print("| " + " | ".join(names) + " |")
-    print("|" + "---|" * len(names))
-    for row in rows:
-        print("| " + " | ".join(told(row[name]) for name in names) + " |")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    tell(rows, arguments.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ count every registration. `make bench` runs it.
 """
 
 import argparse
-import json
 import pathlib
 import sqlite3
 import statistics
@@ -123,13 +122,7 @@ def main():
             )
             rows.append(measure(daemon, stubs, modules[0], name, many))
             daemon.stop()
-    names = list(rows[0])
-    print("| " + " | ".join(names) + " |")
-    print("|" + "---|" * len(names))
-    for row in rows:
-        print("| " + " | ".join(f"{row[name]:.4g}" for name in names) + " |")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    many_keys.tell(rows, arguments.json)
 
 
 if __name__ == "__main__":
